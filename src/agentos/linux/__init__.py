@@ -1,0 +1,1 @@
+"""What the kernel can do: thin, synchronous, without policy. Imports nothing else of agentos."""

@@ -1,0 +1,149 @@
+"""Messages with descriptors over a Unix stream socket, between host, zygote, init and launcher.
+
+A frame is 4 bytes of length (little-endian), 1 byte with the number of descriptors, and that many
+bytes of JSON: an object. The descriptors travel as SCM_RIGHTS with the frame's first byte. Nothing
+from the other end is trusted: a frame over the bound, JSON that is not an object, or a frame that
+promises descriptors which did not come raises ChannelBroken, and every descriptor received is closed.
+
+Only the standard library is imported: the zygote and all inits carry this module.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+Message = dict[str, Any]
+
+MAX_FRAME_BYTES = 16 * 1024 * 1024
+MAX_FDS = 16
+_HEADER = struct.Struct("<IB")
+_READ_BYTES = 256 * 1024
+_CMSG_BYTES = socket.CMSG_SPACE(MAX_FDS * 4)
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+_decode = json.JSONDecoder().decode
+
+
+class ChannelBroken(ConnectionError):
+    """The other end is gone, or spoke something that is no frame: the channel is of no more use."""
+
+
+def frame(message: Message, fd_count: int = 0) -> bytes:
+    """`message` as the bytes that travel, announcing `fd_count` descriptors."""
+    body = _encode(message).encode("ascii")
+    if len(body) > MAX_FRAME_BYTES:
+        raise ValueError(f"message of {len(body)} bytes, at most {MAX_FRAME_BYTES} travel")
+    return _HEADER.pack(len(body), fd_count) + body
+
+
+def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None:
+    """Send one message, with `fds` (which stay open here). Blocks as the socket does."""
+    data = frame(message, len(fds))
+    control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    sent = sock.sendmsg([data], control, socket.MSG_NOSIGNAL)
+    if sent < len(data):
+        sock.sendall(data[sent:], socket.MSG_NOSIGNAL)
+
+
+class Decoder:
+    """Bytes and descriptors as they arrive -> whole messages, in order."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._fds: list[int] = []
+
+    def feed(self, data: bytes, fds: Sequence[int] = ()) -> list[tuple[Message, list[int]]]:
+        """The messages that are complete now, each with its descriptors, which the caller then owns."""
+        self._buffer += data
+        self._fds += fds
+        complete = []
+        try:
+            while (one := self._next()) is not None:
+                complete.append(one)
+        except ChannelBroken:
+            for _, owned in complete:
+                self._fds += owned
+            self.close()
+            raise
+        return complete
+
+    def _next(self) -> tuple[Message, list[int]] | None:
+        if len(self._buffer) < _HEADER.size:
+            return None
+        length, fd_count = _HEADER.unpack_from(self._buffer)
+        if length > MAX_FRAME_BYTES or fd_count > MAX_FDS:
+            raise ChannelBroken(f"frame of {length} bytes with {fd_count} descriptors")
+        end = _HEADER.size + length
+        if len(self._buffer) < end:
+            return None
+        if len(self._fds) < fd_count:
+            raise ChannelBroken(f"frame promises {fd_count} descriptors, {len(self._fds)} came")
+        try:
+            message = _decode(self._buffer[_HEADER.size : end].decode("ascii"))
+        except (ValueError, RecursionError) as error:
+            raise ChannelBroken("frame holds no JSON") from error
+        if not isinstance(message, dict):
+            raise ChannelBroken("frame holds no object")
+        del self._buffer[:end]
+        fds, self._fds = self._fds[:fd_count], self._fds[fd_count:]
+        return message, fds
+
+    def close(self) -> None:
+        """Close every descriptor that no message claimed."""
+        for fd in self._fds:
+            os.close(fd)
+        self._fds = []
+
+
+def read(sock: socket.socket) -> tuple[bytes, list[int]]:
+    """What has arrived: bytes (empty at the end) and descriptors, close-on-exec. Blocks as the socket does."""
+    data, control, flags, _ = sock.recvmsg(_READ_BYTES, _CMSG_BYTES, socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, payload in control:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+    if flags & socket.MSG_CTRUNC:
+        for fd in fds:
+            os.close(fd)
+        raise ChannelBroken("more descriptors than a frame may carry")
+    return data, list(fds)
+
+
+class BlockingChannel:
+    """The zygote's, init's and launcher's end: one message at a time, waiting for it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._decoder = Decoder()
+        self._ready: list[tuple[Message, list[int]]] = []
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Send one message; the descriptors stay open here."""
+        send(self.sock, message, fds)
+
+    def receive(self) -> tuple[Message, list[int]]:
+        """The next message. Raises ChannelBroken at the end of the stream."""
+        while not self._ready:
+            self._ready = self.receive_some()
+        return self._ready.pop(0)
+
+    def receive_some(self) -> list[tuple[Message, list[int]]]:
+        """The messages that one read completes, perhaps none. Raises ChannelBroken at the end of the stream."""
+        data, fds = read(self.sock)
+        if not data:
+            raise ChannelBroken("the other end closed the channel")
+        return self._decoder.feed(data, fds)
+
+    def close(self) -> None:
+        """Close the socket and every descriptor that arrived unclaimed."""
+        self._decoder.close()
+        self.sock.close()

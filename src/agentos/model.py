@@ -1,0 +1,386 @@
+"""Frozen values that every layer shares: what a VM is made from, and what it answers.
+
+Times are seconds (float), sizes are bytes. Field names are the wire's names in snake_case;
+`actions` turns them into camelCase. Nothing here does anything: validation lives in `__post_init__`
+and raises InvalidRequest, so that a wrong value never travels further than its constructor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NewType
+
+from agentos.errors import CommandFailed, InvalidRequest
+
+HostPid = NewType("HostPid", int)
+"""A pid as the host sees it. It never leaves the host; a plain `pid` is always the one inside the VM."""
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+StreamName = Literal["stdout", "stderr"]
+Reason = Literal[
+    "exited", "signaled", "timeout", "idleTimeout", "cpuTimeout", "oom", "outputLimit", "vmStopped"
+]
+Driver = str
+OnLeaderExit = Literal["drain", "wait", "kill"]
+Encoding = Literal["utf8", "bytes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one VM may use. Each limit is named in the error that it causes.
+
+    The first group is enforced by the kernel, the second by agentos.
+    """
+
+    memory_bytes: int = 1 * GIB
+    """Memory of all the VM's processes together (cgroup; without one: RLIMIT_DATA for each process)."""
+    processes: int = 512
+    """Processes and threads alive at once in the VM (cgroup pids and RLIMIT_NPROC in the user namespace)."""
+    cpu_cores: float | None = None
+    """Cores' worth of CPU time, such as 0.5; None: only cpu_weight decides."""
+    cpu_weight: int = 100
+    """Share of the CPU against other VMs under contention (1 to 10000, as cgroup v2's cpu.weight)."""
+    open_files: int = 4096
+    """Descriptors of one process (RLIMIT_NOFILE)."""
+    disk_bytes: int = 1 * GIB
+    """Bytes in all the files that the VM wrote."""
+    disk_files: int = 262_144
+    """Files, directories and links that the VM made."""
+    shm_bytes: int = 64 * MIB
+    """Bytes in /dev/shm."""
+
+    log_bytes: int = 4 * MIB
+    """Newest output retained for replay, for each spawned process."""
+    scrollback_bytes: int = 1 * MIB
+    """Newest output retained for replay, for each shell."""
+    output_bytes: int = 16 * MIB
+    """Captured bytes of each stream of one exec (the default and the greatest max_output_bytes)."""
+    runaway_bytes: int = 64 * GIB
+    """Bytes that one exec may write in all, captured or not, before it is stopped (reason outputLimit)."""
+    live_processes: int = 256
+    """Processes started with spawn or exec that run at once."""
+    exited_processes: int = 256
+    """Exited spawned processes that are remembered, oldest forgotten first."""
+    shells: int = 64
+    """Shells open at once."""
+    exited_shells: int = 64
+    """Ended shells that are remembered."""
+    argument_bytes: int = 512 * 1024
+    """Command, arguments and environment of one process, together."""
+    stdin_bytes: int = 4 * MIB
+    """Bytes accepted for one process's stdin, or one shell's, and not yet taken by it: a write beyond waits."""
+    file_bytes: int = 256 * MIB
+    """Bytes that one read_file or write_file holds in memory (read_file_stream and write_file_stream: no bound)."""
+    background_pipes: int = 64
+    """Output pipes kept drained for background children that outlived their exec."""
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name == "cpu_cores":
+                if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+                    raise InvalidRequest.argument("limits.cpu_cores", value, "a number above 0, or None")
+            elif isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+                raise InvalidRequest.argument(f"limits.{one.name}", value, "a whole number above 0")
+        if self.cpu_weight > 10_000:
+            raise InvalidRequest.argument("limits.cpu_weight", self.cpu_weight, "a whole number from 1 to 10000")
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A directory of the host that a VM sees. Read-only unless said otherwise."""
+
+    host_path: str
+    guest_path: str
+    read_only: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("host_path", "guest_path"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
+                raise InvalidRequest.argument(f"mount.{name}", value, "an absolute path")
+        if self.guest_path.rstrip("/") in ("", "/proc", "/dev", "/sys") or self.guest_path.startswith(
+            ("/proc/", "/dev/", "/sys/")
+        ):
+            raise InvalidRequest.argument("mount.guest_path", self.guest_path, "a path outside /proc, /dev and /sys")
+        if ".." in self.guest_path.split("/"):
+            raise InvalidRequest.argument("mount.guest_path", self.guest_path, "a path without ..")
+
+
+@dataclass(frozen=True, slots=True)
+class VmSpec:
+    """All that decides what a VM is like. Two VMs of an equal spec differ only in what happens in them."""
+
+    limits: Limits = field(default_factory=Limits)
+    hostname: str = "agentos"
+    user: str = "agentos"
+    env: Mapping[str, str] = field(default_factory=dict)
+    mounts: tuple[Mount, ...] = ()
+    network: str = "loopback"
+    """`loopback`: the VM reaches nothing but itself."""
+    isolation: str = "namespaces"
+    """The tier that keeps the VM apart; this version builds `namespaces`."""
+
+    def __post_init__(self) -> None:
+        name = self.hostname
+        if not isinstance(name, str) or not 0 < len(name) <= 64 or not all(c.isalnum() or c in "-." for c in name):
+            raise InvalidRequest.argument("hostname", name, "1 to 64 letters, digits, dots or hyphens")
+        if self.user not in ("agentos", "root"):
+            raise InvalidRequest.argument("user", self.user, "agentos or root")
+        if self.network != "loopback":
+            raise InvalidRequest.argument("network", self.network, "loopback")
+        if self.isolation != "namespaces":
+            raise InvalidRequest.argument("isolation", self.isolation, "namespaces (no other tier is available here)")
+        check_env(self.env)
+
+
+def check_text(name: str, value: object, *, empty: bool = True) -> str:
+    """`value` as text that can be handed to the kernel. Raises InvalidRequest naming argument `name`."""
+    if not isinstance(value, str):
+        raise InvalidRequest.argument(name, value, "text")
+    if "\0" in value:
+        raise InvalidRequest.argument(name, value, "text without NUL")
+    if not empty and not value:
+        raise InvalidRequest.argument(name, value, "text that is not empty")
+    try:
+        value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise InvalidRequest.argument(name, value, "text that UTF-8 can hold") from None
+    return value
+
+
+def check_env(env: object, name: str = "env") -> dict[str, str]:
+    """`env` as a mapping of text to text. Raises InvalidRequest naming the variable that is not."""
+    if env is None:
+        return {}
+    if not isinstance(env, Mapping):
+        raise InvalidRequest.argument(name, env, "a mapping of text to text")
+    for key, value in env.items():
+        if not isinstance(key, str) or not key or "=" in key:
+            raise InvalidRequest.argument(f"{name} variable", key, "a name that is text without =")
+        check_text(f"{name} variable", key)
+        check_text(f"{name}[{key!r}]", value)
+    return dict(env)
+
+
+def check_count(name: str, value: object, *, least: int = 0, most: int = 2**63 - 1) -> int:
+    """`value` as a whole number from `least` to `most`. Raises InvalidRequest naming argument `name`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        limit = f"from {least} to {most}" if most < 2**63 - 1 else f"of at least {least}"
+        raise InvalidRequest.argument(name, value, f"a whole number {limit}")
+    return value
+
+
+def check_seconds(name: str, value: object) -> float | None:
+    """`value` as a time limit in seconds, None for none. Raises InvalidRequest naming argument `name`."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+        raise InvalidRequest.argument(name, value, "seconds, 0 or more, or None")
+    return float(value)
+
+
+@dataclass(frozen=True, slots=True)
+class TermSize:
+    """A terminal's size in character cells."""
+
+    cols: int = 80
+    rows: int = 24
+
+    def __post_init__(self) -> None:
+        check_count("cols", self.cols, least=1, most=4096)
+        check_count("rows", self.rows, least=1, most=4096)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a process and the children it waited for have used, as the kernel accounts it (getrusage(2))."""
+
+    cpu_ms: float = 0.0
+    max_rss_bytes: int = 0
+    """Greatest resident size of any one of them; its floor is that of the launcher the program was exec'd from."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a process ended. `exit_code` is 128 + n where signal n ended it."""
+
+    exit_code: int
+    signal: str | None = None
+    reason: Reason = "exited"
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A process that outlived the leader of an exec."""
+
+    pid: int
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExecResult:
+    """What a command did. `stdout` and `stderr` are str, or bytes with encoding="bytes"."""
+
+    exit_code: int
+    stdout: Any
+    stderr: Any
+    signal: str | None = None
+    reason: Reason = "exited"
+    stdout_truncated: bool = False
+    stderr_truncated: bool = False
+    duration_ms: float = 0.0
+    usage: Usage = field(default_factory=Usage)
+    orphans: tuple[Orphan, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether it ended by itself with exit code 0."""
+        return self.exit_code == 0 and self.reason == "exited"
+
+    def check(self) -> ExecResult:
+        """This result, or CommandFailed (with everything in its details) where it is not ok."""
+        if self.ok:
+            return self
+        why = f"exit code {self.exit_code}" if self.reason == "exited" else self.reason
+        raise CommandFailed(
+            f"command failed: {why}",
+            exitCode=self.exit_code,
+            reason=self.reason,
+            signal=self.signal,
+            stdout=_as_text(self.stdout),
+            stderr=_as_text(self.stderr),
+        )
+
+
+def _as_text(data: str | bytes) -> str:
+    return data if isinstance(data, str) else data.decode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True)
+class OutputChunk:
+    """Consecutive bytes of one stream. `offset` is the position of the first of them in that stream."""
+
+    stream: StreamName
+    data: bytes
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutputGap:
+    """Bytes that were dropped from the log before this reader came to them: never silent."""
+
+    skipped: int
+    """Bytes passed over, of all streams."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputPage:
+    """One answer of a log: what follows the cursor that was asked for.
+
+    `cursor` continues after it. `truncated` says that the asked cursor lay before the oldest byte
+    retained; `skipped` bytes are missing then. `exited` says that nothing will follow.
+    """
+
+    events: tuple[OutputChunk, ...]
+    cursor: int
+    truncated: bool = False
+    skipped: int = 0
+    exited: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnedProcess:
+    """A process started through the API, running or exited. Times are seconds since the epoch."""
+
+    pid: int
+    command: str
+    args: tuple[str, ...]
+    running: bool
+    exit_code: int | None
+    signal: str | None
+    reason: Reason | None
+    start_time: float
+    exit_time: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessInfo:
+    """A process of the VM, whoever started it, as the VM's own /proc shows it."""
+
+    pid: int
+    ppid: int
+    pgid: int
+    sid: int
+    driver: Driver
+    command: str
+    args: tuple[str, ...]
+    cwd: str | None
+    status: Literal["running", "exited"]
+    exit_code: int | None
+    start_time: float
+    exit_time: float | None
+    user: str
+    state: str
+    """The kernel's letter: R running, S sleeping, D in uninterruptible sleep, T stopped, Z zombie."""
+    cpu_ms: float
+    rss_bytes: int
+    threads: int
+    managed: bool = False
+    shell_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessTreeNode:
+    """A process and, under it, those that it is the parent of."""
+
+    process: ProcessInfo
+    children: tuple[ProcessTreeNode, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ShellInfo:
+    """A shell, running or ended."""
+
+    shell_id: str
+    pid: int
+    command: str
+    args: tuple[str, ...]
+    cols: int
+    rows: int
+    running: bool
+    exit_code: int | None
+    start_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class FileStat:
+    """What stat(2) says of a path in the VM, the last symlink not followed."""
+
+    path: str
+    type: Literal["file", "directory", "symlink", "fifo", "socket", "block", "char"]
+    size: int
+    mode: int
+    uid: int
+    gid: int
+    mtime: float
+    target: str | None = None
+    """Where a symlink points, as text."""
+
+    @property
+    def is_directory(self) -> bool:
+        return self.type == "directory"
+
+
+@dataclass(frozen=True, slots=True)
+class DirEntry:
+    """One name in a directory."""
+
+    name: str
+    path: str
+    type: Literal["file", "directory", "symlink", "fifo", "socket", "block", "char"]
+    size: int
