@@ -268,14 +268,8 @@ class OutputChunk:
     stream: StreamName
     data: bytes
     offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class OutputGap:
-    """Bytes that were dropped from the log before this reader came to them: never silent."""
-
-    skipped: int
-    """Bytes passed over, of all streams."""
+    skipped: int = 0
+    """Bytes of all streams that were dropped from the log just before this reader came to them: never silent."""
 
 
 @dataclass(frozen=True, slots=True)

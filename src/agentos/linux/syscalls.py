@@ -100,6 +100,12 @@ def _check(result: int, call: str, subject: str = "") -> int:
     return result
 
 
+def set_process_name(name: str) -> None:
+    """PR_SET_NAME: what ps(1) shows as the command's name."""
+    buffer = ctypes.create_string_buffer(name.encode()[:15])
+    prctl(PR_SET_NAME, ctypes.addressof(buffer))
+
+
 def mount(source: str, target: str, fstype: str, flags: int = 0, data: str = "") -> None:
     """mount(2)."""
     code = _mount(source.encode(), os.fsencode(target), fstype.encode() or None, flags, data.encode() or None)

@@ -42,11 +42,16 @@ def frame(message: Message, fd_count: int = 0) -> bytes:
     return _HEADER.pack(len(body), fd_count) + body
 
 
+def send_some(sock: socket.socket, data: bytes, fds: Sequence[int] = ()) -> int:
+    """One sendmsg(2) of `data` with `fds`; returns how many bytes went. The descriptors go with the first of them."""
+    control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    return sock.sendmsg([data], control, socket.MSG_NOSIGNAL)
+
+
 def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None:
     """Send one message, with `fds` (which stay open here). Blocks as the socket does."""
     data = frame(message, len(fds))
-    control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    sent = sock.sendmsg([data], control, socket.MSG_NOSIGNAL)
+    sent = send_some(sock, data, fds)
     if sent < len(data):
         sock.sendall(data[sent:], socket.MSG_NOSIGNAL)
 

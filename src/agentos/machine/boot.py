@@ -1,0 +1,123 @@
+"""Applies a plan: one function for each operation, run by init inside the VM's new namespaces.
+
+Every step either succeeds or raises StepFailed naming itself; nothing is skipped and nothing only warns.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from agentos.linux import mounts, privileges, syscalls
+
+Step = tuple[str, dict[str, Any]]
+
+_SIOCSIFFLAGS, _IFF_UP, _IFF_RUNNING = 0x8914, 0x1, 0x40
+
+
+class StepFailed(Exception):
+    """A step of the plan failed: its name and target, and the kernel's errno."""
+
+    def __init__(self, step: str, error: OSError) -> None:
+        super().__init__(step, error.errno or 0)
+        self.step = step
+        self.errno = error.errno or 0
+        self.text = "; ".join([str(error), *getattr(error, "__notes__", [])])
+
+
+class Boot:
+    """The state that steps hand on: mounts that the zygote prepared, and what must stay open for the VM's life."""
+
+    def __init__(self, prepared: list[int]) -> None:
+        self.prepared = prepared
+        self.kept_fds: list[int] = []
+
+    def apply(self, steps: list[Step]) -> None:
+        """Apply `steps` in order. Raises StepFailed at the first that fails."""
+        for operation, arguments in steps:
+            try:
+                _OPERATIONS[operation](self, **arguments)
+            except OSError as error:
+                target = arguments.get("target") or arguments.get("path") or ""
+                raise StepFailed(f"{operation} {target}".strip(), error) from error
+
+    def private_mounts(self) -> None:
+        syscalls.mount("", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
+
+    def filesystem(self, type: str, target: str, options: dict[str, str], attributes: list[str]) -> None:
+        mounts.attach(mounts.make_filesystem(type, options, mounts.attribute_bits(attributes)), target)
+
+    def bind(
+        self, source: str, target: str, attributes: list[str], recursive: bool = True, idmap: bool = False
+    ) -> None:
+        if idmap:
+            mount_fd = self.prepared.pop(0)
+        else:
+            mount_fd = mounts.clone(source, mounts.attribute_bits(attributes), recursive=recursive)
+        mounts.attach(mount_fd, target)
+
+    def remount(self, path: str, attributes: list[str]) -> None:
+        mount_fd = syscalls.open_tree(path, 0)
+        try:
+            syscalls.mount_setattr(mount_fd, attr_set=mounts.attribute_bits(attributes))
+        finally:
+            os.close(mount_fd)
+
+    def overlay(self, lower: str, upper: str, work: str, target: str) -> None:
+        for path in (upper, work):
+            if not os.path.isdir(path):
+                os.mkdir(path, 0o755)
+        # userxattr: an overlay made in a user namespace may not use trusted.* attributes.
+        options = {"lowerdir": lower, "upperdir": upper, "workdir": work, "userxattr": ""}
+        nosuid_nodev = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+        mounts.attach(mounts.make_filesystem("overlay", options, nosuid_nodev), target)
+
+    def mount_point(self, path: str, like: str) -> None:
+        if os.path.isdir(like):
+            os.makedirs(path, 0o755, exist_ok=True)
+            return
+        os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
+
+    def pivot_root(self, root: str, detach: str) -> None:
+        mounts.pivot(root)
+
+    def hostname(self, name: str) -> None:
+        syscalls.sethostname(name)
+
+    def loopback(self) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            request = struct.pack("16sh14x", b"lo", _IFF_UP | _IFF_RUNNING)
+            fcntl.ioctl(sock, _SIOCSIFFLAGS, request)
+
+    def binfmt_misc(self, rule: str) -> None:
+        mount_fd = mounts.make_filesystem("binfmt_misc", {}, 0)
+        # Never attached, so that no guest sees it; the rule lives as long as this descriptor.
+        self.kept_fds.append(mount_fd)
+        register = os.open("register", os.O_WRONLY | os.O_CLOEXEC, dir_fd=mount_fd)
+        try:
+            os.write(register, rule.encode())
+        finally:
+            os.close(register)
+
+    def limits(self, processes: int, open_files: int) -> None:
+        # Counted per user namespace (Linux 5.14), so exact for this VM though the host's user has other processes.
+        privileges.set_limit(resource.RLIMIT_NPROC, processes)
+        privileges.set_limit(resource.RLIMIT_NOFILE, open_files)
+        privileges.set_limit(resource.RLIMIT_CORE, 0)
+        privileges.set_limit(resource.RLIMIT_MEMLOCK, 64 * 1024)
+        privileges.set_limit(resource.RLIMIT_RTPRIO, 0)
+
+
+_OPERATIONS: dict[str, Callable[..., None]] = {
+    name: getattr(Boot, name)
+    for name in (
+        "private_mounts", "filesystem", "bind", "remount", "overlay", "mount_point", "pivot_root",
+        "hostname", "loopback", "binfmt_misc", "limits",
+    )
+}  # fmt: skip

@@ -1,0 +1,170 @@
+"""The bounded log behind every stream of output: written once, read by any number at their own pace.
+
+A position (cursor) counts the bytes of all streams of one process in the order in which they arrived. The
+log keeps the newest bytes up to its bound; a reader whose cursor lies before the oldest one gets what is
+left and the exact number of bytes that it missed. Nothing is queued for a reader, so a slow one costs
+nothing and delays nobody. Small writes are gathered in blocks, so that the bound holds for bytes, however
+finely they were written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Callable
+from operator import attrgetter
+
+from agentos.model import OutputChunk, OutputPage, StreamName
+
+BLOCK_BYTES = 64 * 1024
+_BLOCK_COST = 256
+"""What a block costs beyond its bytes: two streams that alternate byte by byte must not outgrow the bound."""
+_GATHER_BELOW = 4096
+DEFAULT_PAGE_BYTES = 256 * 1024
+
+
+class _Block:
+    __slots__ = ("data", "offset", "position", "stream")
+
+    def __init__(self, stream: StreamName, position: int, offset: int, data: bytes | bytearray) -> None:
+        self.stream = stream
+        self.position = position
+        self.offset = offset
+        self.data = data
+
+
+_position = attrgetter("position")
+
+
+class OutputLog:
+    """The log of one process or shell. `max_bytes` bounds what is retained (at least the newest block)."""
+
+    def __init__(self, max_bytes: int, *, lossless: bool = False) -> None:
+        self.max_bytes = max_bytes
+        self.lossless = lossless
+        self.start = 0
+        """Position of the oldest byte retained."""
+        self.end = 0
+        """Position after the newest byte."""
+        self.finished = False
+        self.on_room: Callable[[], None] | None = None
+        """Called when a lossless log that was full has been read from."""
+        self._blocks: list[_Block] = []
+        self._first = 0
+        self._cost = 0
+        self._offsets: dict[StreamName, int] = {"stdout": 0, "stderr": 0}
+        self._waiters: list[asyncio.Future[None]] = []
+        self._consumed = 0
+
+    @property
+    def full(self) -> bool:
+        """A lossless log holds a bound's worth that nobody has read: nothing may be appended for now."""
+        return self.lossless and self.end - self._consumed >= self.max_bytes
+
+    def append(self, stream: StreamName, data: bytes) -> None:
+        """Add the newest bytes of `stream` and drop the oldest beyond the bound."""
+        if not data:
+            return
+        last = self._blocks[-1] if len(self._blocks) > self._first else None
+        offset = self._offsets[stream]
+        if last and last.stream == stream and len(last.data) + len(data) <= _GATHER_BELOW:
+            if not isinstance(last.data, bytearray):
+                last.data = bytearray(last.data)
+            last.data += data
+        else:
+            self._blocks.append(_Block(stream, self.end, offset, data))
+            self._cost += _BLOCK_COST
+        self._offsets[stream] = offset + len(data)
+        self.end += len(data)
+        self._cost += len(data)
+        if self._cost > self.max_bytes:
+            self._drop()
+        if self._waiters:
+            self._wake()
+
+    def _drop(self) -> None:
+        while self._cost > self.max_bytes and len(self._blocks) - self._first > 1:
+            block = self._blocks[self._first]
+            if self.lossless and block.position + len(block.data) > self._consumed:
+                break
+            self._first += 1
+            self._cost -= len(block.data) + _BLOCK_COST
+        self.start = self._blocks[self._first].position
+        if self._first > 64 and self._first * 2 > len(self._blocks):
+            del self._blocks[: self._first]
+            self._first = 0
+
+    def finish(self) -> None:
+        """Nothing will follow: readers at the end are told so."""
+        self.finished = True
+        self._wake()
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def read(self, cursor: int = 0, max_bytes: int = DEFAULT_PAGE_BYTES) -> OutputPage:
+        """What follows `cursor`, at most `max_bytes` of it (but at least one block's beginning), at once.
+
+        A cursor beyond the end reads nothing; one before the oldest byte gets `truncated` and `skipped`.
+        """
+        skipped = max(0, self.start - cursor)
+        position = max(cursor, self.start)
+        events: list[OutputChunk] = []
+        index = bisect_right(self._blocks, position, lo=self._first, key=_position) - 1
+        room = max_bytes
+        while 0 <= index < len(self._blocks) and room > 0:
+            block = self._blocks[index]
+            inside = position - block.position
+            data = block.data if inside == 0 and len(block.data) <= room else block.data[inside : inside + room]
+            if data:
+                missed = skipped if not events else 0
+                events.append(OutputChunk(block.stream, bytes(data), block.offset + inside, missed))
+                position += len(data)
+                room -= len(data)
+            index += 1
+        self._note_read(position)
+        done = self.finished and position >= self.end
+        return OutputPage(tuple(events), position, skipped > 0, skipped, done)
+
+    def _note_read(self, position: int) -> None:
+        if position > self._consumed:
+            was_full = self.full
+            self._consumed = position
+            if was_full and not self.full and self.on_room:
+                self.on_room()
+
+    async def wait(self, cursor: int) -> None:
+        """Return when there is something after `cursor`, or nothing will follow."""
+        while self.end <= cursor and not self.finished:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            try:
+                await waiter
+            finally:
+                if not waiter.done():
+                    self._waiters.remove(waiter)
+
+    async def read_wait(self, cursor: int, max_bytes: int, wait: float) -> OutputPage:
+        """As `read`, but where nothing follows yet, wait up to `wait` seconds for it."""
+        if wait > 0 and self.end <= cursor and not self.finished:
+            try:
+                async with asyncio.timeout(wait):
+                    await self.wait(cursor)
+            except TimeoutError:
+                pass
+        return self.read(cursor, max_bytes)
+
+    async def follow(self, cursor: int = 0) -> AsyncIterator[OutputChunk]:
+        """Every chunk from `cursor` to the end of the output."""
+        while True:
+            page = self.read(cursor)
+            for chunk in page.events:
+                yield chunk
+            cursor = page.cursor
+            if page.exited:
+                return
+            if not page.events:
+                await self.wait(cursor)

@@ -1,0 +1,235 @@
+"""The host's ends of a process's pipes and terminals, on the event loop.
+
+Everything that comes out of a VM is read as fast as it comes into something bounded, and what goes in
+waits for the process to take it. No descriptor here ever blocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import struct
+import termios
+from collections import deque
+from collections.abc import Callable
+
+from agentos.errors import StdinClosed
+
+READ_BYTES = 256 * 1024
+_READS_PER_WAKE = 8
+
+
+def pending(fd: int) -> int:
+    """Bytes that could be read right now (FIONREAD)."""
+    return int(struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"\0\0\0\0"))[0])
+
+
+class Reader:
+    """Reads `fd` whenever it has something, hands it to `sink`, and calls `ended` once at its end.
+
+    Owns `fd`. A pty's master reports EIO when its last slave is closed: that is its end.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        fd: int,
+        sink: Callable[[bytes], None],
+        ended: Callable[[], None],
+        *,
+        keep_going: Callable[[], bool] | None = None,
+    ) -> None:
+        self._loop = loop
+        self.fd = fd
+        self._sink = sink
+        self._ended = ended
+        self._keep_going = keep_going
+        self._listening = False
+        self.resume()
+
+    @property
+    def open(self) -> bool:
+        """Whether the end has not been reached."""
+        return self.fd >= 0
+
+    def resume(self) -> None:
+        """Read again after `keep_going` said no."""
+        if self.fd >= 0 and not self._listening:
+            self._loop.add_reader(self.fd, self._readable)
+            self._listening = True
+
+    def _pause(self) -> None:
+        if self._listening:
+            self._loop.remove_reader(self.fd)
+            self._listening = False
+
+    def _readable(self) -> None:
+        for _ in range(_READS_PER_WAKE):
+            if self._keep_going and not self._keep_going():
+                self._pause()
+                return
+            # A short read means that the pipe is empty: asking again would only cost a call.
+            if self._read(READ_BYTES) < READ_BYTES // 4:
+                return
+
+    def _read(self, size: int) -> int:
+        if self.fd < 0:
+            return 0
+        try:
+            data = os.read(self.fd, size)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            data = b""
+        if data:
+            self._sink(data)
+        else:
+            self.close()
+            self._ended()
+        return len(data)
+
+    def drain(self) -> None:
+        """Read what is there now, and no more: a writer that never stops can not hold this up."""
+        if self.fd < 0:
+            return
+        left = pending(self.fd)
+        while left > 0 and self.fd >= 0:
+            got = self._read(min(left, READ_BYTES))
+            if not got:
+                return
+            left -= got
+        if self.fd >= 0:
+            self._read(READ_BYTES)
+
+    def discard(self) -> None:
+        """From now on read only to keep the writers going."""
+        self._sink = _ignore
+        self._keep_going = None
+        self.resume()
+
+    def close(self) -> None:
+        """Stop reading and close the descriptor."""
+        if self.fd >= 0:
+            self._pause()
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _ignore(data: bytes) -> None:
+    """The sink of output that nobody will ask for."""
+
+
+class Writer:
+    """Writes to `fd` what it takes, keeps the rest up to `limit` bytes, and makes writers wait beyond that."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, fd: int, limit: int, *, duplicate: bool = False, what: str = "stdin"
+    ) -> None:
+        self._loop = loop
+        # epoll knows a descriptor once: a master that is also read needs a number of its own for writing.
+        self.fd = os.dup(fd) if duplicate else fd
+        self._limit = limit
+        self._what = what
+        self._queue: deque[memoryview] = deque()
+        self._queued = 0
+        self._closing = False
+        self._broken = False
+        self._order = asyncio.Lock()
+        self._waiter: asyncio.Future[None] | None = None
+        self._listening = False
+
+    async def write(self, data: bytes) -> None:
+        """Accept `data`; waits while more than the limit is queued. Raises StdinClosed, then nothing of it was queued."""
+        async with self._order:
+            while self._queued and self._queued + len(data) > self._limit and not self._unusable:
+                self._waiter = self._loop.create_future()
+                await self._waiter
+            self._accept(data)
+
+    def _accept(self, data: bytes) -> None:
+        if self._unusable:
+            raise self.closed_error()
+        if data:
+            self._queue.append(memoryview(data))
+            self._queued += len(data)
+            if not self._listening:
+                self._flush()
+            if self._broken:
+                raise self.closed_error()
+
+    @property
+    def _unusable(self) -> bool:
+        return self._closing or self._broken
+
+    def closed_error(self) -> StdinClosed:
+        """The error of writing now."""
+        why = f"{self._what} was closed" if self._closing else f"nobody reads {self._what} any more"
+        return StdinClosed(why)
+
+    def _flush(self) -> None:
+        while self._queue:
+            chunk = self._queue[0]
+            try:
+                written = os.write(self.fd, chunk)
+            except (BlockingIOError, InterruptedError):
+                self._listen()
+                return
+            except OSError:
+                self._break()
+                return
+            self._queued -= written
+            if written == len(chunk):
+                self._queue.popleft()
+            else:
+                self._queue[0] = chunk[written:]
+            self._wake()
+        self._unlisten()
+        if self._closing:
+            self._close_fd()
+
+    def _listen(self) -> None:
+        if not self._listening:
+            self._loop.add_writer(self.fd, self._flush)
+            self._listening = True
+
+    def _unlisten(self) -> None:
+        if self._listening:
+            self._loop.remove_writer(self.fd)
+            self._listening = False
+
+    def _break(self) -> None:
+        self._broken = True
+        self._queue.clear()
+        self._queued = 0
+        self._close_fd()
+
+    def _wake(self) -> None:
+        if self._waiter and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def finish(self) -> None:
+        """Close once everything queued is written: what end of file means to the reader."""
+        if not self._unusable:
+            self._closing = True
+            if not self._queue:
+                self._close_fd()
+        self._wake()
+
+    def close(self) -> None:
+        """Close now; what is still queued is dropped."""
+        if not self._broken and not self._closing:
+            self._break()
+        else:
+            self._queue.clear()
+            self._close_fd()
+
+    def _close_fd(self) -> None:
+        if self.fd >= 0:
+            self._unlisten()
+            os.close(self.fd)
+            self.fd = -1
+        self._wake()

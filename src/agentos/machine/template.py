@@ -1,0 +1,246 @@
+"""What all VMs of a host share: the skeleton of their root, device nodes, and what this host offers.
+
+Built once by the zygote on a tmpfs in its own mount namespace, so nothing of it exists outside. The
+skeleton is the lower layer of every VM's root: directories, our own /etc/passwd and its kin, and of the
+host's /etc only what is listed here and readable by everybody (certificates, alternatives, terminfo...).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from typing import Any
+
+from agentos.linux import mounts, syscalls
+
+STAGE_CANDIDATES = ("/mnt", "/media", "/srv", "/opt", "/tmp")
+_NODES = ("null", "zero", "full", "random", "urandom", "tty")
+_LINKS = {
+    "fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2",
+    "ptmx": "pts/ptmx", "core": "/proc/kcore",
+}  # fmt: skip
+_DIRECTORIES = (
+    "home", "home/agentos", "root", "tmp", "var", "var/tmp", "var/log", "var/lib", "var/cache", "var/spool", "run",
+    "run/lock", "opt", "opt/agentos", "opt/agentos/bin", "opt/agentos/lib", "srv", "mnt", "media", "proc", "sys",
+    "dev", "etc", "usr",
+)  # fmt: skip
+_STICKY = ("tmp", "var/tmp", "run/lock")
+_ETC = (
+    "adduser.conf", "alternatives", "apt", "bash_completion.d", "bash_completion", "bash.bashrc", "bindresvport.blacklist",
+    "ca-certificates", "ca-certificates.conf", "crypto-policies", "debconf.conf", "debian_version", "default",
+    "deluser.conf", "dpkg", "emacs", "environment", "ethertypes", "fonts", "gai.conf", "host.conf", "htoprc",
+    "inputrc", "issue", "java-17-openjdk", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "libnl-3", "locale.alias",
+    "locale.conf", "localtime", "login.defs", "lsb-release", "magic", "magic.mime", "mailcap", "mime.types", "nanorc",
+    "networks", "os-release", "pam.d", "perl", "pki", "profile.d", "protocols", "python3", "python3.11",
+    "python3.12", "python3.13", "rpc", "selinux", "services", "shells", "ssl", "terminfo", "timezone", "vim",
+    "wgetrc", "X11", "xattr.conf", "xdg",
+)  # fmt: skip
+_SKIP = (".key", ".pem.key", "private", "shadow", "credentials", "auth.conf", "auth.conf.d", "apt.conf.d")
+_MAX_ETC_FILE_BYTES = 4 * 1024 * 1024
+
+PASSWD = """\
+root:x:0:0:root:/root:/bin/bash
+daemon:x:1:1:daemon:/usr/sbin:/usr/sbin/nologin
+bin:x:2:2:bin:/bin:/usr/sbin/nologin
+sys:x:3:3:sys:/dev:/usr/sbin/nologin
+man:x:6:12:man:/var/cache/man:/usr/sbin/nologin
+mail:x:8:8:mail:/var/mail:/usr/sbin/nologin
+www-data:x:33:33:www-data:/var/www:/usr/sbin/nologin
+_apt:x:42:65534::/nonexistent:/usr/sbin/nologin
+agentos:x:1000:1000:agentos:/home/agentos:/bin/bash
+nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin
+"""
+GROUP = """\
+root:x:0:
+daemon:x:1:
+bin:x:2:
+sys:x:3:
+adm:x:4:
+tty:x:5:
+disk:x:6:
+mail:x:8:
+man:x:12:
+shadow:x:42:
+www-data:x:33:
+staff:x:50:
+users:x:100:
+agentos:x:1000:
+nogroup:x:65534:
+"""
+_PROFILE = """\
+# What every login shell starts with.
+export PATH="$HOME/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+[ -n "${BASH_VERSION:-}" ] && [ -f "$HOME/.bashrc" ] && . "$HOME/.bashrc"
+"""
+_BASHRC = """\
+# For interactive shells.
+case $- in *i*) ;; *) return ;; esac
+HISTCONTROL=ignoreboth
+shopt -s checkwinsize
+PS1='\\[\\e[1;32m\\]\\u@\\h\\[\\e[0m\\]:\\[\\e[1;34m\\]\\w\\[\\e[0m\\]\\$ '
+alias ls='ls --color=auto' grep='grep --color=auto'
+"""
+_WASM_RUNNER = """\
+#!{python} -IS
+import sys
+sys.path.insert(0, "/opt/agentos/lib")
+import wasm
+wasm.main(sys.argv[1:])
+"""
+
+
+def choose_stage() -> str:
+    """A directory to mount on in the zygote's own namespace; any will do, nothing outside sees it."""
+    for path in STAGE_CANDIDATES:
+        if os.path.isdir(path) and not os.path.islink(path):
+            return path
+    raise OSError(2, "none of these directories exists: " + ", ".join(STAGE_CANDIDATES))
+
+
+def build(stage: str, *, guest_dir: str, software: list[str]) -> None:
+    """Mount the stage and fill it."""
+    syscalls.mount("agentos", stage, "tmpfs", 0, "mode=0755")
+    for name in ("skeleton", "lower", "layer", "root", "dev", "empty", *(f"lower.{n}" for n in range(len(software)))):
+        os.mkdir(f"{stage}/{name}", 0o755)
+    _skeleton(f"{stage}/skeleton", software, guest_dir)
+    _devices(f"{stage}/dev")
+
+
+def give_to(stage: str, owner: int, user: int) -> None:
+    """Set who owns the skeleton: the ids that a VM shows as root and agentos."""
+    _chown_tree(f"{stage}/skeleton", owner)
+    _chown_tree(f"{stage}/skeleton/home/agentos", user)
+
+
+def _skeleton(root: str, software: list[str], guest_dir: str) -> None:
+    for name in _DIRECTORIES:
+        os.mkdir(f"{root}/{name}", 0o755)
+    for name in _STICKY:
+        os.chmod(f"{root}/{name}", 0o1777)
+    os.chmod(f"{root}/root", 0o700)
+    os.symlink("/run", f"{root}/var/run")
+    os.symlink("/run/lock", f"{root}/var/lock")
+    for path in software:
+        os.makedirs(root + path, 0o755, exist_ok=True)
+    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
+        if os.path.islink(f"/{name}"):
+            os.symlink(os.readlink(f"/{name}"), f"{root}/{name}")
+    _etc(f"{root}/etc")
+    for home in ("home/agentos", "root"):
+        _write(f"{root}/{home}/.bashrc", _BASHRC)
+        _write(f"{root}/{home}/.profile", _PROFILE.split("\n", 2)[0] + "\n[ -f ~/.bashrc ] && . ~/.bashrc\n")
+    os.mkdir(f"{root}/opt/agentos/lib/wasmtime")
+    shutil.copyfile(f"{guest_dir}/wasm.py", f"{root}/opt/agentos/lib/wasm.py")
+
+
+def install_extras(stage: str, config: dict[str, Any]) -> list[tuple[str, str]]:
+    """What agentos brings into every VM: a Python where the host's software has none, and the wasm runner.
+
+    Returns (host path, guest path) of the directories to bind. `config` has python_prefix and wasmtime.
+    """
+    extras: list[tuple[str, str]] = []
+    skeleton = f"{stage}/skeleton"
+    python = next((f"{d}/python3" for d in ("/usr/bin", "/usr/local/bin", "/bin") if os.path.exists(f"{d}/python3")), "")
+    if not python:
+        python = "/opt/python/bin/python3"
+        os.mkdir(f"{skeleton}/opt/python", 0o755)
+        extras.append((config["python_prefix"], "/opt/python"))
+    if config.get("wasmtime"):
+        extras.append((config["wasmtime"], "/opt/agentos/lib/wasmtime"))
+    _write(f"{skeleton}/opt/agentos/bin/wasm", _WASM_RUNNER.format(python=python))
+    os.chmod(f"{skeleton}/opt/agentos/bin/wasm", 0o755)
+    return extras
+
+
+def _etc(etc: str) -> None:
+    for name in _ETC:
+        _copy_public(f"/etc/{name}", f"{etc}/{name}")
+    hosts = "127.0.0.1 localhost agentos\n::1 localhost ip6-localhost ip6-loopback\n"
+    texts = {
+        "passwd": PASSWD, "group": GROUP, "hosts": hosts, "hostname": "agentos\n", "profile": _PROFILE,
+        "nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nprotocols: files\nservices: files\n",
+        "resolv.conf": "", "machine-id": "", "shells": "/bin/sh\n/bin/bash\n",
+    }  # fmt: skip
+    for name, text in texts.items():
+        _write(f"{etc}/{name}", text)
+    os.symlink("/proc/self/mounts", f"{etc}/mtab")
+
+
+def _copy_public(source: str, target: str) -> None:
+    """Copy what everybody on the host may read; links stay links, anything else is left out."""
+    try:
+        info = os.lstat(source)
+    except OSError:
+        return
+    if os.path.basename(source).endswith(_SKIP):
+        return
+    if stat.S_ISLNK(info.st_mode):
+        os.symlink(os.readlink(source), target)
+    elif stat.S_ISDIR(info.st_mode) and info.st_mode & 0o005 == 0o005:
+        os.mkdir(target, 0o755)
+        for name in os.listdir(source):
+            _copy_public(f"{source}/{name}", f"{target}/{name}")
+    elif stat.S_ISREG(info.st_mode) and info.st_mode & 0o004 and info.st_size <= _MAX_ETC_FILE_BYTES:
+        shutil.copyfile(source, target)
+        os.chmod(target, info.st_mode & 0o755)
+
+
+def _devices(dev: str) -> None:
+    for name in _NODES:
+        _write(f"{dev}/{name}", "")
+        mounts.attach(mounts.clone(f"/dev/{name}", mounts.attribute_bits(["nosuid", "noexec"]), recursive=False), f"{dev}/{name}")
+    for name, target in _LINKS.items():
+        os.symlink(target, f"{dev}/{name}")
+    for name in ("pts", "shm", "mqueue"):
+        os.mkdir(f"{dev}/{name}", 0o755)
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _chown_tree(root: str, uid: int) -> None:
+    if uid == 0 == os.lstat(root).st_uid:
+        return
+    os.lchown(root, uid, uid)
+    for directory, names, files in os.walk(root):
+        for name in (*names, *files):
+            os.lchown(f"{directory}/{name}", uid, uid)
+
+
+def host_software() -> list[str]:
+    """The host's directories of software that a VM shows: /usr, and what is not merged into it."""
+    found = ["/usr"]
+    for name in ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store"):
+        if os.path.isdir(name) and not os.path.islink(name):
+            found.append(name)
+    return found
+
+
+def proc_facts(config: dict[str, Any]) -> dict[str, Any]:
+    """Which of the parts of /proc to hide or protect this kernel has."""
+    masked_files, masked_dirs = _existing(config["masked_proc"])
+    return {
+        "masked_files": masked_files,
+        "masked_dirs": masked_dirs,
+        "read_only": [name for name in config["read_only_proc"] if os.path.exists(f"/proc/{name}")],
+    }
+
+
+def _existing(names: list[str]) -> tuple[list[str], list[str]]:
+    files, directories = [], []
+    for name in names:
+        path = f"/proc/{name}"
+        if os.path.isdir(path):
+            directories.append(name)
+        elif os.path.exists(path):
+            files.append(name)
+    return files, directories
+
+
+def filesystems() -> set[str]:
+    """The file systems that this kernel knows, proc_filesystems(5)."""
+    with open("/proc/filesystems", encoding="ascii") as file:
+        return {line.split()[-1] for line in file if line.strip()}
