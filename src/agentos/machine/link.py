@@ -110,6 +110,12 @@ class Port:
         for message, owned in messages:
             self._received(message, owned)
 
+    def detach(self) -> socket.socket:
+        """Give the socket away; this port is closed then. Nothing may be unsent."""
+        copy = self.sock.dup()
+        self.close()
+        return copy
+
     def close(self) -> None:
         """Close the socket and every descriptor that waits on it."""
         if self.closed:
@@ -132,12 +138,15 @@ class Launch:
         loop = link.loop
         self.mark = mark
         self.pid = 0
-        self.running_job = False
+        self.is_program = False
+        """Whether it becomes, or became, a guest's program: other launchers are no part of the VM's process table."""
         self.error: SpawnFailed | None = None
         self.master_fd = -1
         """The pty's master, or the connected socket, that the launcher handed over."""
         self.settled: asyncio.Future[None] = loop.create_future()
         """Done when the program has taken over, the launcher has answered, or it failed (`error`)."""
+        self.known: asyncio.Future[None] = loop.create_future()
+        """Done when `pid` is known."""
         self.exited: asyncio.Future[ExitEvent] = loop.create_future()
         self._link = link
         self.port = Port(loop, sock, self._received, self._ended)
@@ -145,9 +154,14 @@ class Launch:
 
     def start(self, job: Message, fds: Sequence[int] = ()) -> None:
         """Send the job; `fds` are closed here."""
-        self.running_job = True
-        self._deadline = self._link.loop.call_later(LAUNCH_SECONDS, self._too_slow)
+        self.is_program = job["kind"] == "exec"
+        if self.is_program:
+            self._deadline = self._link.loop.call_later(LAUNCH_SECONDS, self._too_slow)
         self.port.send(job, fds)
+
+    def hand_over(self) -> socket.socket:
+        """The launcher's socket, for a job that is served over it; from here on the caller's to read and close."""
+        return self.port.detach()
 
     def _received(self, message: Message, fds: list[int]) -> None:
         if "error" in message:
@@ -174,6 +188,12 @@ class Launch:
         self._settle()
         self._link.kill_soon(self.mark)
 
+    def note_pid(self, pid: int) -> None:
+        """Init has forked it."""
+        self.pid = pid
+        if not self.known.done():
+            self.known.set_result(None)
+
     def note_exit(self, event: ExitEvent) -> None:
         """Init has reaped the leader."""
         # An error that it sent before it ended may still be unread: the sockets are not ordered to each other.
@@ -189,7 +209,9 @@ class Launch:
 
     def abandon(self, error: Exception) -> None:
         """The VM is gone."""
+        self.error = self.error or SpawnFailed("the VM ended", errno=0, step="launch")
         self._settle()
+        self.note_pid(self.pid)
         self.port.close()
         if self.master_fd >= 0:
             os.close(self.master_fd)
@@ -305,7 +327,8 @@ class Link:
         if launch is None:
             return
         orphans = tuple((int(pid), str(command)) for pid, command in message["orphans"])
-        pid = launch.pid = int(message["pid"])
+        pid = int(message["pid"])
+        launch.note_pid(pid)
         event = ExitEvent(pid, int(message["status"]), float(message["cpu_ms"]), int(message["maxrss"]), orphans)
         launch.note_exit(event)
         if launch is self._spare:
@@ -314,7 +337,7 @@ class Link:
     def _on_launched(self, message: Message) -> None:
         launch = self.launches.get(int(message["mark"]))
         if launch is not None:
-            launch.pid = int(message["pid"])
+            launch.note_pid(int(message["pid"]))
 
     def _on_launch_failed(self, message: Message) -> None:
         launch = self.launches.pop(int(message["mark"]), None)

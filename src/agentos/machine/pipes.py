@@ -105,6 +105,12 @@ class Reader:
         if self.fd >= 0:
             self._read(READ_BYTES)
 
+    def drain_terminal(self) -> None:
+        """Read what a terminal has now, at most a few times its buffer."""
+        for _ in range(_READS_PER_WAKE):
+            if self.fd < 0 or not self._read(READ_BYTES):
+                return
+
     def discard(self) -> None:
         """From now on read only to keep the writers going."""
         self._sink = _ignore

@@ -1,0 +1,71 @@
+"""The host of VMs in this process: one zygote, and every VM that came from it."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+
+from agentos.machine.factory import Factory
+from agentos.machine.vm import VM
+from agentos.model import check_count
+
+DEFAULT_POOL = 2
+
+
+class Host:
+    """Makes VMs. `pool` booted, unnamed VMs are kept ready for specs that ask for nothing special.
+
+    A VM in the pool costs what an idle VM costs; taking one makes room for the next, which boots in the
+    background. Usable from any number of event loops and threads, one after another or at once.
+    """
+
+    def __init__(self, *, pool: int = 0) -> None:
+        self._factory = Factory(check_count("pool", pool, most=1000))
+        self._started = False
+        self.vms: set[VM] = set()
+
+    async def __aenter__(self) -> Host:
+        await self.ready()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def ready(self) -> Factory:
+        """Start the zygote unless it runs. Raises BootFailed with what the host lacks."""
+        if not self._started:
+            await asyncio.to_thread(self._factory.start)
+            self._started = True
+        return self._factory
+
+    async def close(self) -> None:
+        """End every VM and the zygote, and wait until nothing of them is left."""
+        await asyncio.to_thread(self.shut_down)
+
+    def shut_down(self) -> None:
+        """As `close`, blocking, from any thread."""
+        self._started = False
+        self._factory.close()
+
+
+_default: Host | None = None
+_default_pid = 0
+_lock = threading.Lock()
+
+
+def default_host() -> Host:
+    """The host that VM() uses: made at first use, ended with this Python process."""
+    global _default, _default_pid
+    with _lock:
+        if _default is None or _default_pid != os.getpid():
+            _default = Host(pool=DEFAULT_POOL)
+            _default_pid = os.getpid()
+            atexit.register(_close_default, os.getpid())
+        return _default
+
+
+def _close_default(pid: int) -> None:
+    if _default is not None and os.getpid() == pid:
+        _default.shut_down()

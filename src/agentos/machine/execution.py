@@ -1,0 +1,220 @@
+"""One exec: run a program to the end of its leader and collect what it wrote.
+
+The result is there when the leader has exited and what it had written by then is read. A child that it
+left behind may hold the pipes open for ever: it is named in the result, and its output goes on being read
+(and dropped), so that it does not die of a closed pipe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import os
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from agentos.errors import VmStopped
+from agentos.machine.deadlines import Deadlines
+from agentos.machine.jobs import Program, exit_status, spawn_failed
+from agentos.machine.link import Launch, Link
+from agentos.machine.pipes import Reader, Writer
+from agentos.model import Encoding, ExecResult, ExitStatus, OnLeaderExit, Orphan, Reason
+
+
+class ExecOptions(NamedTuple):
+    """The checked options of one exec."""
+
+    stdin: bytes | None
+    timeout: float | None
+    idle_timeout: float | None
+    cpu_timeout: float | None
+    max_output_bytes: int
+    runaway_bytes: int
+    encoding: Encoding
+    on_leader_exit: OnLeaderExit
+
+
+class Capture:
+    """The first `limit` bytes of a stream, and how many there were."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.total = 0
+        self._parts: list[bytes] = []
+        self._kept = 0
+
+    def add(self, data: bytes) -> None:
+        """The next bytes of the stream."""
+        self.total += len(data)
+        room = self.limit - self._kept
+        if room > 0:
+            self._parts.append(data if len(data) <= room else data[:room])
+            self._kept += len(self._parts[-1])
+
+    @property
+    def truncated(self) -> bool:
+        """Whether there was more than the limit."""
+        return self.total > self._kept
+
+    def value(self, encoding: Encoding) -> Any:
+        """What was kept, as bytes or as text. A character that the limit cut in two is left out whole."""
+        data = b"".join(self._parts)
+        if encoding == "bytes":
+            return data
+        if self.truncated:
+            # final=False leaves an incomplete last character out; what follows it was cut off, not wrong.
+            return codecs.getincrementaldecoder("utf-8")("replace").decode(data, final=False)
+        return data.decode("utf-8", "replace")
+
+
+class Execution:
+    """The state of one running exec."""
+
+    def __init__(self, link: Link, options: ExecOptions, oom_kills: Callable[[], int]) -> None:
+        self._link = link
+        self._options = options
+        self._oom_kills = oom_kills
+        self._stopped: Reason | None = None
+        self._captures = (Capture(options.max_output_bytes), Capture(options.max_output_bytes))
+        self._deadlines: Deadlines | None = None
+        self._launch: Launch | None = None
+        self._readers: list[Reader] = []
+        self._writer: Writer | None = None
+        self._pipes_ended = 0
+        self._all_ended: asyncio.Future[None] | None = None
+
+    async def run(self, program: Program, *, fake_root: bool, keep: Callable[[Reader], None]) -> ExecResult:
+        """Run to the end. `keep` takes over pipes that children still hold."""
+        began = time.monotonic()
+        ooms = self._oom_kills()
+        launch = self._start(program, fake_root=fake_root)
+        try:
+            await self._feed_stdin()
+            event = await launch.exited
+            if launch.error:
+                raise spawn_failed(launch.error, program)
+            for reader in self._readers:
+                reader.drain()
+            oom = not self._stopped and event.status != 0 and self._oom_kills() > ooms
+            status = exit_status(event, stopped=self._stopped, oom=oom)
+            orphans = tuple(Orphan(pid, command) for pid, command in event.orphans)
+            orphans, status = await self._see_to_orphans(launch, orphans, status)
+            return self._result(status, orphans, time.monotonic() - began)
+        except VmStopped:
+            return self._result(ExitStatus(137, "SIGKILL", "vmStopped"), (), time.monotonic() - began)
+        except BaseException:
+            self._link.kill_soon(launch.mark)
+            raise
+        finally:
+            self._clean_up(keep)
+
+    def _start(self, program: Program, *, fake_root: bool) -> Launch:
+        pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3 if self._options.stdin is not None else 2)]
+        theirs = [write for _, write in pipes[:2]]
+        if self._options.stdin is not None:
+            theirs.insert(0, pipes[2][0])
+        ours = [pipes[0][0], pipes[1][0]] + ([pipes[2][1]] if len(pipes) > 2 else [])
+        for fd in ours:
+            os.set_blocking(fd, False)
+        job = program.job(stdin=self._options.stdin is not None)
+        try:
+            launch = self._launch = self._link.launch(job, theirs, fake_root=fake_root)
+        except BaseException:
+            for fd in ours:
+                os.close(fd)
+            raise
+        loop = self._link.loop
+        self._readers = [
+            Reader(loop, fd, sink, self._pipe_ended) for fd, sink in zip(ours, (self._stdout, self._stderr), strict=False)
+        ]
+        if self._options.stdin is not None:
+            self._writer = Writer(loop, ours[2], len(self._options.stdin) + 1)
+        options = self._options
+        if options.timeout is not None or options.idle_timeout is not None or options.cpu_timeout is not None:
+            self._deadlines = Deadlines(
+                loop, self._stop, wall=options.timeout, idle=options.idle_timeout, cpu=options.cpu_timeout,
+                cpu_used=self._cpu_used,
+            )  # fmt: skip
+        self._link.prepare_spare()
+        return launch
+
+    async def _feed_stdin(self) -> None:
+        if self._writer is None or self._options.stdin is None:
+            return
+        try:
+            await self._writer.write(self._options.stdin)
+        except BrokenPipeError:
+            pass  # as with a shell's pipeline, a program need not read what it is given
+        self._writer.finish()
+
+    def _stdout(self, data: bytes) -> None:
+        self._output(0, data)
+
+    def _stderr(self, data: bytes) -> None:
+        self._output(1, data)
+
+    def _output(self, index: int, data: bytes) -> None:
+        capture = self._captures[index]
+        capture.add(data)
+        if self._deadlines:
+            self._deadlines.touch()
+        if capture.total > self._options.runaway_bytes and not self._stopped:
+            self._stop("outputLimit")
+
+    def _pipe_ended(self) -> None:
+        self._pipes_ended += 1
+        if self._pipes_ended == 2 and self._all_ended and not self._all_ended.done():
+            self._all_ended.set_result(None)
+
+    def _stop(self, reason: Reason) -> None:
+        if self._stopped is None and self._launch is not None:
+            self._stopped = reason
+            self._link.kill_soon(self._launch.mark)
+
+    async def _cpu_used(self) -> float:
+        assert self._launch is not None
+        answer = await self._link.request("usage", mark=self._launch.mark)
+        return float(answer["cpu_ms"]) / 1000
+
+    async def _see_to_orphans(
+        self, launch: Launch, orphans: tuple[Orphan, ...], status: ExitStatus
+    ) -> tuple[tuple[Orphan, ...], ExitStatus]:
+        if self._stopped or (orphans and self._options.on_leader_exit == "kill"):
+            # Wait for the kill to be complete: when the result is there, no descendant is.
+            await self._link.request("kill", mark=launch.mark)
+            orphans = ()
+        elif orphans and self._options.on_leader_exit == "wait":
+            await self._link.request("await_end", mark=launch.mark)
+            orphans = ()
+            if self._stopped:
+                status = ExitStatus(status.exit_code, status.signal, self._stopped, status.usage)
+        if not orphans:
+            for reader in self._readers:
+                reader.drain()
+        return orphans, status
+
+    def _result(self, status: ExitStatus, orphans: tuple[Orphan, ...], seconds: float) -> ExecResult:
+        out, err = self._captures
+        encoding = self._options.encoding
+        return ExecResult(
+            exit_code=status.exit_code,
+            stdout=out.value(encoding),
+            stderr=err.value(encoding),
+            signal=status.signal,
+            reason=status.reason,
+            stdout_truncated=out.truncated,
+            stderr_truncated=err.truncated,
+            duration_ms=seconds * 1000,
+            usage=status.usage,
+            orphans=orphans,
+        )
+
+    def _clean_up(self, keep: Callable[[Reader], None]) -> None:
+        if self._deadlines:
+            self._deadlines.cancel()
+        if self._writer:
+            self._writer.close()
+        for reader in self._readers:
+            if reader.open:
+                keep(reader)

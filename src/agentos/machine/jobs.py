@@ -1,0 +1,150 @@
+"""What a caller asks to run, checked and turned into a launcher's job."""
+
+from __future__ import annotations
+
+import signal as signals
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from agentos.errors import InvalidRequest, LimitExceeded, SpawnFailed
+from agentos.machine.link import ExitEvent
+from agentos.machine.plan import HOME, UIDS
+from agentos.model import ExitStatus, Reason, Usage, VmSpec, check_env, check_text
+
+BASH = "/bin/bash"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+MAX_ARGUMENT_BYTES = 128 * 1024 - 1
+"""The kernel's bound on a single argument or variable, MAX_ARG_STRLEN of execve(2)."""
+
+
+class Program(NamedTuple):
+    """A checked request to run a program."""
+
+    argv: list[str]
+    cwd: str
+    env: dict[str, str]
+    user: str
+
+    def job(self, **stdio: Any) -> dict[str, Any]:
+        """The launcher's job; `stdio` is its stdin or pty entry."""
+        uid = UIDS[self.user]
+        return {
+            "kind": "exec", "argv": self.argv, "cwd": self.cwd, "env": list(self.env.items()), "uid": uid, **stdio,
+        }  # fmt: skip
+
+
+def check_program(
+    spec: VmSpec,
+    command: object,
+    args: object = (),
+    *,
+    cwd: object = None,
+    env: object = None,
+    user: object = None,
+    terminal: bool = False,
+) -> Program:
+    """The program to run, or InvalidRequest or LimitExceeded naming what is wrong with the request."""
+    argv = [check_text("command", command, empty=False), *check_args(args)]
+    who = check_user(user, spec.user)
+    directory = HOME if cwd is None else check_text("cwd", cwd, empty=False)
+    if not directory.startswith("/"):
+        directory = f"{HOME}/{directory}"
+    environment = base_env(spec.env, who, terminal=terminal)
+    environment.update(check_env(env))
+    _check_size(argv, environment, spec.limits.argument_bytes)
+    return Program(argv, directory, environment, who)
+
+
+def check_args(args: object) -> list[str]:
+    """`args` as a list of text."""
+    if isinstance(args, str | bytes) or not isinstance(args, Sequence):
+        raise InvalidRequest.argument("args", args, "a list of text")
+    return [check_text(f"args[{index}]", one) for index, one in enumerate(args)]
+
+
+def check_user(user: object, default: str) -> str:
+    """`user` as one of the VM's users."""
+    if user is None:
+        return default
+    if not isinstance(user, str) or user not in UIDS:
+        raise InvalidRequest.argument("user", user, "agentos or root")
+    return user
+
+
+def base_env(extra: Mapping[str, str], user: str, *, terminal: bool) -> dict[str, str]:
+    """What a program finds in its environment when nobody says more."""
+    home = HOME if user == "agentos" else "/root"
+    environment = {
+        "PATH": f"{home}/.local/bin:{PATH}",
+        "HOME": home,
+        "USER": user,
+        "LOGNAME": user,
+        "SHELL": BASH,
+        # Of the locale only the encoding: the other categories would load a dozen files into every program.
+        "LC_CTYPE": "C.UTF-8",
+    }
+    if terminal:
+        environment["TERM"] = "xterm-256color"
+        environment["COLORTERM"] = "truecolor"
+    environment.update(extra)
+    return environment
+
+
+def _check_size(argv: list[str], env: dict[str, str], maximum: int) -> None:
+    total = 0
+    for text in (*argv, *(f"{key}={value}" for key, value in env.items())):
+        size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogateescape"))
+        if size > MAX_ARGUMENT_BYTES:
+            raise LimitExceeded(
+                f"one argument or variable has {size} bytes, and Linux takes at most {MAX_ARGUMENT_BYTES} "
+                "(write long input to stdin or a file)",
+                limit="MAX_ARG_STRLEN",
+                value=size,
+                maximum=MAX_ARGUMENT_BYTES,
+            )
+        total += size + 1
+    if total > maximum:
+        raise LimitExceeded.of("argument_bytes", total, maximum, f"command, arguments and environment have {total} bytes")
+
+
+def check_signal(signal: object) -> int:
+    """`signal` ("SIGINT", "INT" or a number) as a number."""
+    if isinstance(signal, str):
+        name = signal if signal.startswith("SIG") else f"SIG{signal}"
+        found = getattr(signals, name, None)
+        if isinstance(found, signals.Signals):
+            return int(found)
+    elif isinstance(signal, int) and not isinstance(signal, bool) and 0 <= signal <= 64:
+        return int(signal)
+    raise InvalidRequest.argument("signal", signal, 'a signal such as "SIGINT", or a number from 0 to 64')
+
+
+def signal_name(number: int) -> str:
+    """The name of a signal, also of a real-time one."""
+    try:
+        return signals.Signals(number).name
+    except ValueError:
+        return f"SIG{number}"
+
+
+def exit_status(event: ExitEvent, *, stopped: Reason | None, oom: bool) -> ExitStatus:
+    """How the leader ended. `stopped` says that we ended it, and why; `oom` that the kernel did, for its memory."""
+    usage = Usage(event.cpu_ms, event.max_rss_bytes)
+    number = event.status & 0x7F
+    code = 128 + number if number else event.status >> 8
+    name = signal_name(number) if number else None
+    reason: Reason = "signaled" if number else "exited"
+    if oom and (number == signals.SIGKILL or code == 128 + signals.SIGKILL):
+        reason = "oom"
+    if stopped:
+        reason = stopped
+    return ExitStatus(code, name, reason, usage)
+
+
+def spawn_failed(error: SpawnFailed, program: Program) -> SpawnFailed:
+    """The launcher's short error, told in full."""
+    step = error.details.get("step", "exec")
+    subject = {"exec": program.argv[0], "chdir": program.cwd}.get(step, program.argv[0])
+    what = "working directory" if step == "chdir" else "program"
+    message = f"{what} {subject!r} cannot be used: {error.message}" if step in ("exec", "chdir") else f"{step}: {error.message}"
+    return SpawnFailed(message, command=program.argv[0], **error.details)

@@ -1,0 +1,200 @@
+"""A shell: a program on a pseudoterminal, with its scrollback as a log."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from agentos.errors import ShellClosed, StdinClosed, WaitTimeout
+from agentos.linux import pty
+from agentos.machine.jobs import Program, exit_status, spawn_failed
+from agentos.machine.link import Launch, Link
+from agentos.machine.output import DEFAULT_PAGE_BYTES, OutputLog
+from agentos.machine.pipes import Reader, Writer
+from agentos.model import ExitStatus, Limits, OutputChunk, OutputPage, ShellInfo, TermSize, check_count, check_seconds
+
+if TYPE_CHECKING:
+    from agentos.machine.vm import VM
+
+HANG_UP_SECONDS = 2.0
+"""How long a shell may take to end after its terminal is closed, before it is killed."""
+
+
+class Shell:
+    """An open shell of a VM. Its verbs are the VM's, with the shell's id filled in."""
+
+    def __init__(self, vm: VM, shell_id: str, program: Program, size: TermSize, scrollback_bytes: int) -> None:
+        self.shell_id = shell_id
+        self.pid = 0
+        self.size = size
+        self.log = OutputLog(scrollback_bytes)
+        self.status: ExitStatus | None = None
+        self._vm = vm
+        self._program = program
+        self._start_time = time.time()
+        self._launch: Launch | None = None
+        self._reader: Reader | None = None
+        self._writer: Writer | None = None
+        self._master_fd = -1
+        self._exited: asyncio.Future[None] | None = None
+        self._finished: asyncio.Future[ExitStatus] | None = None
+        self._hang_up_timer: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        state = "running" if self.status is None else f"exit code {self.status.exit_code}"
+        return f"<Shell {self.shell_id} pid={self.pid} {state}>"
+
+    @property
+    def mark(self) -> int:
+        """The mark of its lineage."""
+        return self._launch.mark if self._launch else 0
+
+    @property
+    def running(self) -> bool:
+        """Whether its end has not been reported."""
+        return self.status is None
+
+    @property
+    def exit_code(self) -> int | None:
+        """Its exit code (128 + n after signal n), None while it runs."""
+        return self.status.exit_code if self.status else None
+
+    def info(self) -> ShellInfo:
+        """What there is to know of it now."""
+        return ShellInfo(
+            shell_id=self.shell_id, pid=self.pid, command=self._program.argv[0], args=tuple(self._program.argv[1:]),
+            cols=self.size.cols, rows=self.size.rows, running=self.running, exit_code=self.exit_code,
+            start_time=self._start_time,
+        )  # fmt: skip
+
+    def output(self, cursor: int = 0) -> AsyncIterator[OutputChunk]:
+        """What the terminal shows, from `cursor` on, to the shell's end. Cursor 0 begins with the retained scrollback."""
+        return self.log.follow(check_count("cursor", cursor))
+
+    async def read(self, cursor: int = 0, *, max_bytes: int = DEFAULT_PAGE_BYTES, wait: float = 0.0) -> OutputPage:
+        """A page of its output from `cursor`; waits up to `wait` seconds where there is nothing yet."""
+        check_count("cursor", cursor)
+        check_count("max_bytes", max_bytes, least=1)
+        return await self.log.read_wait(cursor, max_bytes, check_seconds("wait", wait) or 0.0)
+
+    async def write(self, data: str | bytes) -> None:
+        """Type `data`. Waits while the terminal takes no more; ShellClosed when it has ended."""
+        if self._writer is None:
+            raise ShellClosed(f"shell {self.shell_id} has ended", shellId=self.shell_id)
+        try:
+            await self._writer.write(data.encode() if isinstance(data, str) else bytes(data))
+        except StdinClosed:
+            raise ShellClosed(f"shell {self.shell_id} has ended", shellId=self.shell_id) from None
+
+    async def resize(self, cols: int, rows: int) -> None:
+        """Change the terminal's size: the foreground program gets SIGWINCH. ShellClosed when it has ended."""
+        size = TermSize(cols, rows)
+        if self._master_fd < 0:
+            raise ShellClosed(f"shell {self.shell_id} has ended", shellId=self.shell_id)
+        pty.set_size(self._master_fd, size.rows, size.cols)
+        self.size = size
+
+    async def wait(self, timeout: float | None = None) -> int:
+        """Its exit code, when its output up to its end is in the log. WaitTimeout after `timeout` seconds: it goes on."""
+        limit = check_seconds("timeout", timeout)
+        if self.status is not None:
+            return self.status.exit_code
+        assert self._finished is not None
+        try:
+            async with asyncio.timeout(limit):
+                return (await asyncio.shield(self._finished)).exit_code
+        except TimeoutError:
+            message = f"shell {self.shell_id} still runs after {timeout} s"
+            raise WaitTimeout(message, shellId=self.shell_id, timeout=limit) from None
+
+    async def close(self) -> None:
+        """Hang up, as when a terminal window is closed, and wait until the shell has ended. No effect when it has."""
+        if self.status is None:
+            self.hang_up()
+            assert self._finished is not None
+            await asyncio.shield(self._finished)
+
+    # -- its life
+
+    async def start(self, link: Link, limits: Limits, *, fake_root: bool) -> None:
+        """Open the terminal and start the program. Raises SpawnFailed when that can not be done."""
+        loop = link.loop
+        launch = self._launch = link.launch(
+            self._program.job(pty=[self.size.rows, self.size.cols]), fake_root=fake_root
+        )
+        self._exited = loop.create_future()
+        self._finished = loop.create_future()
+        link.prepare_spare()
+        try:
+            await asyncio.shield(launch.settled)
+            if launch.error is None and not launch.pid:
+                await asyncio.shield(launch.known)
+        except BaseException:
+            link.kill_soon(launch.mark)
+            raise
+        master, launch.master_fd = launch.master_fd, -1
+        if launch.error is not None or master < 0:
+            if master >= 0:
+                os.close(master)
+            if link.ended.done():
+                raise link.stopped_error()
+            assert launch.error is not None
+            raise spawn_failed(launch.error, self._program)
+        self.pid = launch.pid
+        self._master_fd = master
+        os.set_blocking(master, False)
+        self._writer = Writer(loop, master, limits.stdin_bytes, duplicate=True, what="the terminal")
+        self._reader = Reader(loop, master, self._output, self._terminal_ended)
+        launch.exited.add_done_callback(self._leader_exited)
+
+    def _output(self, data: bytes) -> None:
+        self.log.append("stdout", data)
+
+    def hang_up(self) -> None:
+        """Close the terminal: the kernel sends SIGHUP. A shell that does not end of it is killed, with all its own."""
+        self._close_terminal()
+        if self.status is None and self._hang_up_timer is None and self._launch is not None:
+            mark = self._launch.mark
+            self._hang_up_timer = self._vm.link.loop.call_later(HANG_UP_SECONDS, self._vm.link.kill_soon, mark)
+
+    def _terminal_ended(self) -> None:
+        """No program has the terminal open any more."""
+        if self._writer:
+            self._writer.close()
+            self._writer = None
+        self._master_fd = -1
+        self._settle()
+
+    def _close_terminal(self) -> None:
+        if self._reader and self._reader.open:
+            self._reader.drain_terminal()
+            self._reader.close()
+        self._terminal_ended()
+
+    def _leader_exited(self, exited: asyncio.Future[object]) -> None:
+        assert self._launch is not None and self._exited is not None
+        error = self._launch.exited.exception()
+        if error is None:
+            self._status = exit_status(self._launch.exited.result(), stopped=None, oom=False)
+        else:
+            self._status = ExitStatus(137, "SIGKILL", "vmStopped")
+            self._close_terminal()
+        self._exited.set_result(None)
+        if self._hang_up_timer:
+            self._hang_up_timer.cancel()
+        if self._reader and self._reader.open:
+            # The end of a session's leader hangs up its terminal, so what is left to read ends by itself.
+            self._reader.drain_terminal()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Ended is who has exited and whose terminal has said its last word."""
+        if self.status is None and self._exited and self._exited.done() and self._master_fd < 0:
+            self.status = self._status
+            self.log.finish()
+            if self._finished and not self._finished.done():
+                self._finished.set_result(self.status)
+            self._vm.shell_ended(self)

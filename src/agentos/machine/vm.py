@@ -1,0 +1,607 @@
+"""One VM: all the verbs of the contract, on the event loop that started it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal as signals
+import socket
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from agentos.errors import (
+    AgentOSError,
+    InvalidRequest,
+    LimitExceeded,
+    ProcessNotFound,
+    ShellNotFound,
+    SpawnFailed,
+    VmStopped,
+)
+from agentos.linux.cgroups import Cgroup
+from agentos.machine.execution import ExecOptions, Execution
+from agentos.machine.factory import RawVm
+from agentos.machine.files import Files
+from agentos.machine.jobs import BASH, Program, check_program, check_signal
+from agentos.machine.link import Launch, Link
+from agentos.machine.output import DEFAULT_PAGE_BYTES
+from agentos.machine.pipes import Reader
+from agentos.machine.plan import HOME, UIDS
+from agentos.machine.process import Process
+from agentos.machine.shell import Shell
+from agentos.machine.table import process_info, tree_of
+from agentos.model import (
+    ExecResult,
+    Limits,
+    Mount,
+    OutputPage,
+    ProcessInfo,
+    ProcessTreeNode,
+    ShellInfo,
+    SpawnedProcess,
+    TermSize,
+    VmSpec,
+    check_count,
+    check_seconds,
+    check_text,
+)
+
+if TYPE_CHECKING:
+    from agentos.host import Host
+
+_REMEMBERED_KEYS = 1024
+"""Idempotency keys remembered for one VM, oldest forgotten first."""
+
+
+class VM:
+    """An isolated Linux VM in this process: `async with VM() as vm: await vm.exec("echo hello")`.
+
+    Boots when entered (or with `start`), ends when left (or with `close`): every process in it is killed and
+    its files are gone. Belongs to the event loop that started it.
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: Limits | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str = "agentos",
+        hostname: str = "agentos",
+        mounts: Sequence[Mount] = (),
+        network: str = "loopback",
+        isolation: str = "namespaces",
+        files: Mapping[str, str | bytes] | None = None,
+        spec: VmSpec | None = None,
+        host: Host | None = None,
+    ) -> None:
+        if limits is not None and not isinstance(limits, Limits):
+            raise InvalidRequest.argument("limits", limits, "a Limits")
+        self.spec = spec or VmSpec(
+            limits=limits or Limits(), env=dict(env or {}), user=user, hostname=hostname, mounts=tuple(mounts),
+            network=network, isolation=isolation,
+        )  # fmt: skip
+        self._host = host
+        self._seed = dict(files or {})
+        self._link: Link | None = None
+        self._gone: asyncio.Future[None] | None = None
+        self._gone_fd = -1
+        self._cgroup: Cgroup | None = None
+        self._files: Files | None = None
+        self._fake_root = False
+        self._processes: dict[int, Process] = {}
+        self._exited: deque[int] = deque()
+        self._shells: dict[str, Shell] = {}
+        self._ended_shells: deque[str] = deque()
+        self._shell_count = 0
+        self._live = 0
+        self._keys: OrderedDict[str, asyncio.Future[Process]] = OrderedDict()
+        self._drained: deque[Reader] = deque()
+        self.on_process: Callable[[Process], None] | None = None
+        """Called when a spawned process has started, before its pid is returned."""
+        self.on_process_end: Callable[[Process], None] | None = None
+        self.on_shell: Callable[[Shell], None] | None = None
+        self.on_shell_end: Callable[[Shell], None] | None = None
+        self.on_stopped: Callable[[], None] | None = None
+
+    def __repr__(self) -> str:
+        state = "new" if self._link is None else "stopped" if self._link.ended.done() else "running"
+        return f"<VM {self.spec.hostname} {state}>"
+
+    # -- life
+
+    async def __aenter__(self) -> VM:
+        return await self.start()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def start(self) -> VM:
+        """Boot. Raises BootFailed with the step, errno and remedy when the host does not allow it."""
+        if self._link is not None:
+            raise InvalidRequest("this VM was started already; make a new VM")
+        if self._host is None:
+            from agentos.host import default_host
+
+            self._host = default_host()
+        factory = await self._host.ready()
+        raw = factory.create(self.spec)
+        self._attach(raw)
+        self._fake_root = factory.facts.mode == "single"
+        try:
+            booted = await asyncio.shield(self.link.booted)
+            self._cgroup = Cgroup.from_dict(booted["cgroup"])
+            self.link.prepare_spare()
+            factory.refill()
+            for path, content in self._seed.items():
+                await self.files.write_file(path, content)
+        except BaseException:
+            await self.close()
+            raise
+        self._host.vms.add(self)
+        return self
+
+    def _attach(self, raw: RawVm) -> None:
+        loop = asyncio.get_running_loop()
+        self._gone = loop.create_future()
+        self._gone_fd = raw.gone_fd
+        loop.add_reader(raw.gone_fd, self._nothing_left)
+        self._link = Link(loop, raw.sock)
+        self._link.on_end = self._stopped
+        self._files = Files(self._open_file_worker, limits=self.spec.limits, home=HOME)
+
+    def _nothing_left(self) -> None:
+        """The zygote has closed its end: processes, mounts and cgroup are gone."""
+        if self._gone_fd >= 0 and self._gone is not None:
+            asyncio.get_running_loop().remove_reader(self._gone_fd)
+            os.close(self._gone_fd)
+            self._gone_fd = -1
+            if not self._gone.done():
+                self._gone.set_result(None)
+
+    def _stopped(self) -> None:
+        for reader in self._drained:
+            reader.close()
+        self._drained.clear()
+        if self._files is not None:
+            self._files.close()
+        if self._host is not None:
+            self._host.vms.discard(self)
+        if self.on_stopped:
+            self.on_stopped()
+
+    async def close(self) -> None:
+        """End the VM and wait until nothing of it is left. No effect when it has ended."""
+        if self._link is None:
+            return
+        self._link.close(VmStopped("the VM was closed", reason="closed"))
+        assert self._gone is not None
+        await asyncio.shield(self._gone)
+
+    @property
+    def link(self) -> Link:
+        """The channel to the VM. Raises VmStopped before `start`."""
+        if self._link is None:
+            raise VmStopped("the VM was not started", reason="new")
+        return self._link
+
+    @property
+    def running(self) -> bool:
+        """Whether it has been started and has not ended."""
+        return self._link is not None and not self._link.ended.done()
+
+    @property
+    def files(self) -> Files:
+        """The file actions, streams included."""
+        self._check_running()
+        assert self._files is not None
+        return self._files
+
+    def _check_running(self) -> None:
+        if not self.running:
+            raise self.link.stopped_error()
+
+    # -- exec
+
+    async def exec(
+        self,
+        command: str,
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        stdin: str | bytes | None = None,
+        timeout: float | None = None,
+        idle_timeout: float | None = None,
+        cpu_timeout: float | None = None,
+        max_output_bytes: int | None = None,
+        encoding: str = "utf8",
+        on_leader_exit: str = "drain",
+    ) -> ExecResult:
+        """Run `command` with bash and return what it did, when it has exited.
+
+        A background child that it leaves does not hold the result up: it is named in `orphans`, lives on
+        (`on_leader_exit` "drain"), is waited for ("wait") or killed ("kill"). `timeout`, `idle_timeout` (no
+        output) and `cpu_timeout` end the command with every descendant; the result has the output so far
+        and the `reason`. Output beyond `max_output_bytes` of a stream is dropped, and said to be. stdin is
+        empty unless given. A command that bash can not find has exit code 127.
+        """
+        check_text("command", command)
+        program = check_program(self.spec, BASH, ["-c", command], cwd=cwd, env=env, user=user)
+        program.argv[0] = "bash"
+        options = self._exec_options(
+            stdin, timeout, idle_timeout, cpu_timeout, max_output_bytes, encoding, on_leader_exit
+        )
+        return await self._execute(program, options)
+
+    async def exec_file(
+        self,
+        command: str,
+        args: Sequence[str] = (),
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        stdin: str | bytes | None = None,
+        timeout: float | None = None,
+        idle_timeout: float | None = None,
+        cpu_timeout: float | None = None,
+        max_output_bytes: int | None = None,
+        encoding: str = "utf8",
+        on_leader_exit: str = "drain",
+    ) -> ExecResult:
+        """As `exec`, but runs the program `command` with `args`, which no shell looks at.
+
+        Raises SpawnFailed when there is no such program.
+        """
+        program = check_program(self.spec, command, args, cwd=cwd, env=env, user=user)
+        options = self._exec_options(
+            stdin, timeout, idle_timeout, cpu_timeout, max_output_bytes, encoding, on_leader_exit
+        )
+        return await self._execute(program, options)
+
+    def _exec_options(
+        self,
+        stdin: object,
+        timeout: object,
+        idle_timeout: object,
+        cpu_timeout: object,
+        max_output_bytes: object,
+        encoding: object,
+        on_leader_exit: object,
+    ) -> ExecOptions:
+        limits = self.spec.limits
+        if encoding not in ("utf8", "bytes"):
+            raise InvalidRequest.argument("encoding", encoding, "utf8 or bytes")
+        if on_leader_exit not in ("drain", "wait", "kill"):
+            raise InvalidRequest.argument("on_leader_exit", on_leader_exit, "drain, wait or kill")
+        most = limits.output_bytes
+        if max_output_bytes is not None:
+            most = check_count("max_output_bytes", max_output_bytes)
+            if most > limits.output_bytes:
+                raise LimitExceeded.of("output_bytes", most, limits.output_bytes)
+        return ExecOptions(
+            stdin=None if stdin is None else check_data("stdin", stdin),
+            timeout=check_seconds("timeout", timeout),
+            idle_timeout=check_seconds("idle_timeout", idle_timeout),
+            cpu_timeout=check_seconds("cpu_timeout", cpu_timeout),
+            max_output_bytes=most,
+            runaway_bytes=limits.runaway_bytes,
+            encoding=encoding,
+            on_leader_exit=on_leader_exit,
+        )
+
+    async def _execute(self, program: Program, options: ExecOptions) -> ExecResult:
+        self._check_running()
+        with self._one_more_alive():
+            execution = Execution(self.link, options, self._oom_kills)
+            return await execution.run(program, fake_root=self._needs_fake_root(program.user), keep=self.keep_draining)
+
+    @contextlib.contextmanager
+    def _one_more_alive(self) -> Any:
+        limit = self.spec.limits.live_processes
+        if self._live >= limit:
+            raise LimitExceeded.of("live_processes", self._live + 1, limit, f"{limit} processes run already")
+        self._live += 1
+        try:
+            yield
+        finally:
+            self._live -= 1
+
+    def _needs_fake_root(self, user: str) -> bool:
+        return self._fake_root and user == "root"
+
+    def _oom_kills(self) -> int:
+        return self._cgroup.oom_kills() if self._cgroup is not None else 0
+
+    def keep_draining(self, reader: Reader) -> None:
+        """Go on reading a pipe that a background child holds, so that the child can go on writing."""
+        if not self.running:
+            reader.close()
+            return
+        reader.discard()
+        self._drained.append(reader)
+        while len(self._drained) > self.spec.limits.background_pipes:
+            self._drained.popleft().close()
+        while self._drained and not self._drained[0].open:
+            self._drained.popleft()
+
+    # -- spawned processes
+
+    async def spawn(
+        self,
+        command: str,
+        args: Sequence[str] = (),
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        timeout: float | None = None,
+        idempotency_key: str | None = None,
+        lossless: bool = False,
+    ) -> Process:
+        """Start the program `command` with `args` in the background, with pipes for stdin, stdout and stderr.
+
+        `timeout` seconds later it is killed with all its descendants, if it still runs. A second call with
+        the same `idempotency_key` starts nothing and returns the first call's process. With `lossless` the
+        process waits where its output has not been read, instead of the oldest output being dropped.
+        Raises SpawnFailed when there is no such program, or it can not be run.
+        """
+        program = check_program(self.spec, command, args, cwd=cwd, env=env, user=user)
+        limit = check_seconds("timeout", timeout)
+        if not isinstance(lossless, bool):
+            raise InvalidRequest.argument("lossless", lossless, "True or False")
+        if idempotency_key is None:
+            return await self._spawn(program, limit, lossless)
+        key = check_text("idempotency_key", idempotency_key, empty=False)
+        if len(key) > 256:
+            raise InvalidRequest.argument("idempotency_key", key, "at most 256 characters")
+        return await self._spawn_once(key, program, limit, lossless)
+
+    async def _spawn_once(self, key: str, program: Program, timeout: float | None, lossless: bool) -> Process:
+        known = self._keys.get(key)
+        if known is not None:
+            return await asyncio.shield(known)
+        future: asyncio.Future[Process] = asyncio.get_running_loop().create_future()
+        self._keys[key] = future
+        while len(self._keys) > _REMEMBERED_KEYS:
+            self._keys.popitem(last=False)
+        try:
+            process = await self._spawn(program, timeout, lossless)
+        except BaseException as error:
+            self._keys.pop(key, None)
+            if isinstance(error, AgentOSError):
+                future.set_exception(error)
+                future.exception()
+            else:
+                future.cancel()
+            raise
+        future.set_result(process)
+        return process
+
+    async def _spawn(self, program: Program, timeout: float | None, lossless: bool) -> Process:
+        self._check_running()
+        limits = self.spec.limits
+        if self._live >= limits.live_processes:
+            raise LimitExceeded.of(
+                "live_processes", self._live + 1, limits.live_processes, f"{self._live} processes run already"
+            )
+        process = Process(self, program, program.argv[0], tuple(program.argv[1:]))
+        self._live += 1
+        try:
+            await process.start(
+                self.link, limits, self._oom_kills, timeout=timeout, lossless=lossless,
+                fake_root=self._needs_fake_root(program.user),
+            )  # fmt: skip
+        except BaseException:
+            self._live -= 1
+            raise
+        # A pid may come round again: the process that had it before is the one to forget.
+        self._processes.pop(process.pid, None)
+        self._processes[process.pid] = process
+        if self.on_process:
+            self.on_process(process)
+        return process
+
+    def process_ended(self, process: Process) -> None:
+        """A spawned process has ended: remember it, and forget the oldest beyond the limit."""
+        self._live -= 1
+        self._exited.append(process.pid)
+        while len(self._exited) > self.spec.limits.exited_processes:
+            oldest = self._exited.popleft()
+            if oldest in self._processes and not self._processes[oldest].running:
+                del self._processes[oldest]
+        if self.on_process_end:
+            self.on_process_end(process)
+
+    def process(self, pid: int) -> Process:
+        """The handle of a spawned process. ProcessNotFound when there is none of that pid."""
+        self.link
+        check_count("pid", pid)
+        found = self._processes.get(pid)
+        if found is None:
+            raise ProcessNotFound.of(pid)
+        return found
+
+    async def write_process_stdin(self, pid: int, data: str | bytes) -> None:
+        """Write to a process's stdin: see Process.write_stdin."""
+        await self.process(pid).write_stdin(check_data("data", data))
+
+    async def close_process_stdin(self, pid: int) -> None:
+        """Close a process's stdin once all that was written has been taken."""
+        await self.process(pid).close_stdin()
+
+    async def wait_process(self, pid: int, *, timeout: float | None = None) -> int:
+        """A process's exit code: see Process.wait."""
+        return await self.process(pid).wait(timeout)
+
+    async def list_processes(self) -> list[SpawnedProcess]:
+        """The processes that were started with spawn, running or exited and remembered, oldest first."""
+        self._check_running()
+        return sorted((one.info() for one in self._processes.values()), key=lambda info: info.start_time)
+
+    async def get_process(self, pid: int) -> SpawnedProcess:
+        """One of them. ProcessNotFound when there is none of that pid."""
+        return self.process(pid).info()
+
+    async def signal_process(self, pid: int, signal: str | int) -> None:
+        """Send a signal to a spawned process. No effect when it has exited."""
+        number = check_signal(signal)
+        if self.process(pid).running:
+            await self.link.request("signal", pid=pid, signal=number)
+
+    async def stop_process(self, pid: int, *, kill_after: float | None = None) -> None:
+        """SIGTERM to a spawned process's group; `kill_after` seconds later SIGKILL to all its descendants, if it still runs."""
+        grace = check_seconds("kill_after", kill_after)
+        process = self.process(pid)
+        if not process.running:
+            return
+        await self.link.request("signal", pid=pid, signal=int(signals.SIGTERM), group=True)
+        if grace is not None:
+            try:
+                await process.wait_status(grace)
+            except TimeoutError:
+                await self.kill_process(pid)
+
+    async def kill_process(self, pid: int) -> None:
+        """SIGKILL to a spawned process and every descendant, setsid and double fork included; returns when all are dead."""
+        process = self.process(pid)
+        if process.running:
+            await self.link.request("kill", mark=process.mark)
+
+    async def read_process_output(
+        self, pid: int, cursor: int = 0, *, max_bytes: int = DEFAULT_PAGE_BYTES, wait: float = 0.0
+    ) -> OutputPage:
+        """A page of a process's output from `cursor`: see Process.read_output."""
+        return await self.process(pid).read_output(cursor, max_bytes=max_bytes, wait=wait)
+
+    # -- every process
+
+    async def all_processes(self) -> list[ProcessInfo]:
+        """Every process of the VM, whoever started it, as its own /proc shows it. init is not shown."""
+        self._check_running()
+        answer = await self.link.request("processes")
+        hidden = {mark for mark, launch in self.link.launches.items() if not launch.is_program}
+        managed: dict[int, str | None] = {one.pid: None for one in self._processes.values() if one.running}
+        managed |= {one.pid: one.shell_id for one in self._shells.values() if one.running}
+        return [process_info(entry, managed) for entry in answer["processes"] if entry["mark"] not in hidden]
+
+    async def process_tree(self) -> list[ProcessTreeNode]:
+        """The same as a forest by parent."""
+        return tree_of(await self.all_processes())
+
+    # -- shells
+
+    async def open_shell(
+        self,
+        command: str | None = None,
+        args: Sequence[str] = (),
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        cols: int = 80,
+        rows: int = 24,
+    ) -> Shell:
+        """Open a terminal of `cols` x `rows` and run `command` in it: an interactive bash unless said otherwise."""
+        program = check_program(
+            self.spec, "bash" if command is None else command, args, cwd=cwd, env=env, user=user, terminal=True
+        )
+        size = TermSize(cols, rows)
+        self._check_running()
+        limits = self.spec.limits
+        alive = sum(1 for one in self._shells.values() if one.running)
+        if alive >= limits.shells:
+            raise LimitExceeded.of("shells", alive + 1, limits.shells, f"{alive} shells are open already")
+        self._shell_count += 1
+        shell = Shell(self, f"shell-{self._shell_count}", program, size, limits.scrollback_bytes)
+        self._shells[shell.shell_id] = shell
+        try:
+            await shell.start(self.link, limits, fake_root=self._needs_fake_root(program.user))
+        except BaseException:
+            del self._shells[shell.shell_id]
+            raise
+        if self.on_shell:
+            self.on_shell(shell)
+        return shell
+
+    def shell_ended(self, shell: Shell) -> None:
+        """A shell has ended: remember it, and forget the oldest beyond the limit."""
+        self._ended_shells.append(shell.shell_id)
+        while len(self._ended_shells) > self.spec.limits.exited_shells:
+            self._shells.pop(self._ended_shells.popleft(), None)
+        if self.on_shell_end:
+            self.on_shell_end(shell)
+
+    def shell(self, shell_id: str) -> Shell:
+        """The handle of a shell. ShellNotFound when there is none of that id."""
+        self.link
+        found = self._shells.get(check_text("shell_id", shell_id))
+        if found is None:
+            raise ShellNotFound.of(shell_id)
+        return found
+
+    async def write_shell(self, shell_id: str, data: str | bytes) -> None:
+        """Type `data` in a shell: see Shell.write."""
+        await self.shell(shell_id).write(check_data("data", data))
+
+    async def resize_shell(self, shell_id: str, cols: int, rows: int) -> None:
+        """Change the size of a shell's terminal."""
+        await self.shell(shell_id).resize(cols, rows)
+
+    async def close_shell(self, shell_id: str) -> None:
+        """Hang up a shell and wait for its end."""
+        await self.shell(shell_id).close()
+
+    async def wait_shell(self, shell_id: str, *, timeout: float | None = None) -> int:
+        """A shell's exit code, when it has ended."""
+        return await self.shell(shell_id).wait(timeout)
+
+    async def list_shells(self) -> list[ShellInfo]:
+        """The shells, open or ended and remembered, oldest first."""
+        self._check_running()
+        return [one.info() for one in self._shells.values()]
+
+    async def read_shell(
+        self, shell_id: str, cursor: int = 0, *, max_bytes: int = DEFAULT_PAGE_BYTES, wait: float = 0.0
+    ) -> OutputPage:
+        """A page of a shell's output; cursor 0 begins with the retained scrollback."""
+        return await self.shell(shell_id).read(cursor, max_bytes=max_bytes, wait=wait)
+
+    # -- jobs that are no programs
+
+    async def _open_file_worker(self) -> socket.socket:
+        self._check_running()
+        launch = self.link.launch({"kind": "files", "uid": UIDS[self.spec.user]})
+        return launch.hand_over()
+
+    async def connect(self, port: int) -> socket.socket:
+        """A non-blocking socket, connected to `port` on the VM's loopback: the caller closes it.
+
+        Raises SpawnFailed with errno ECONNREFUSED when nobody listens there.
+        """
+        check_count("port", port, least=1, most=65535)
+        self._check_running()
+        launch: Launch = self.link.launch({"kind": "connect", "uid": UIDS[self.spec.user], "port": port})
+        await asyncio.shield(launch.settled)
+        fd, launch.master_fd = launch.master_fd, -1
+        if fd < 0:
+            error = launch.error or SpawnFailed("no connection", errno=0, step="connect")
+            raise SpawnFailed(f"port {port}: {error.message}", **{**error.details, "port": port})
+        connected = socket.socket(fileno=fd)
+        connected.setblocking(False)
+        return connected
+
+
+def check_data(name: str, data: object) -> bytes:
+    """`data` as bytes; text as UTF-8. Raises InvalidRequest naming argument `name`."""
+    if isinstance(data, str):
+        try:
+            return data.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise InvalidRequest.argument(name, data, "text that UTF-8 can hold") from None
+    if isinstance(data, bytes | bytearray | memoryview):
+        return bytes(data)
+    raise InvalidRequest.argument(name, data, "text or bytes")
+
