@@ -1,0 +1,106 @@
+"""BARE, the binary format of the bare encoding: the primitives that its structs are made of.
+
+Text and data carry their length in front, integers are little endian, and a uint is a LEB128 varint in
+its shortest form.
+"""
+
+from __future__ import annotations
+
+from agentos.errors import InvalidRequest
+from agentos.wire.malformed import malformed
+from agentos.wire.values import clean
+
+_MOST = 2**64 - 1
+_LONGEST_UINT = 10
+
+
+class BareReader:
+    """Reads primitives one after another. Each raises MalformedMessage where the bytes are no such thing."""
+
+    __slots__ = ("_at", "_data")
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def take(self, size: int) -> bytes:
+        end = self._at + size
+        if end > len(self._data):
+            raise malformed("BARE: the message ends inside a value")
+        taken = self._data[self._at : end]
+        self._at = end
+        return taken
+
+    def fixed(self, size: int) -> int:
+        """An unsigned integer of `size` bytes: u8, u16 or u64."""
+        return int.from_bytes(self.take(size), "little")
+
+    def uint(self) -> int:
+        value = 0
+        for index in range(_LONGEST_UINT):
+            byte = self.take(1)[0]
+            value |= (byte & 0x7F) << (7 * index)
+            if byte < 0x80:
+                if value > _MOST or (byte == 0 and index):
+                    break
+                return value
+        raise malformed("BARE: a uint that is not in its shortest form, or beyond 64 bits")
+
+    def boolean(self) -> bool:
+        byte = self.take(1)[0]
+        if byte > 1:
+            raise malformed(f"BARE: a bool of {byte}")
+        return byte == 1
+
+    def data(self) -> bytes:
+        return self.take(self.uint())
+
+    def text(self) -> str:
+        try:
+            return self.data().decode()
+        except UnicodeDecodeError:
+            raise malformed("BARE: text that is not UTF-8") from None
+
+    def end(self) -> None:
+        """Raise MalformedMessage where anything is left."""
+        if self._at != len(self._data):
+            raise malformed(f"BARE: {len(self._data) - self._at} bytes after the end of the message")
+
+
+class BareWriter:
+    """Collects primitives; `written` answers the bytes."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def written(self) -> bytes:
+        return bytes(self._data)
+
+    def fixed(self, value: int, size: int) -> None:
+        """An unsigned integer of `size` bytes: u8, u16 or u64."""
+        self._data += _checked(value, 256**size - 1).to_bytes(size, "little")
+
+    def uint(self, value: int) -> None:
+        _checked(value, _MOST)
+        while value > 0x7F:
+            self._data.append(value & 0x7F | 0x80)
+            value >>= 7
+        self._data.append(value)
+
+    def boolean(self, value: bool) -> None:
+        self._data.append(1 if value else 0)
+
+    def data(self, value: bytes) -> None:
+        self.uint(len(value))
+        self._data += value
+
+    def text(self, value: str) -> None:
+        self.data(clean(value).encode())
+
+
+def _checked(value: int, most: int) -> int:
+    if not 0 <= value <= most:
+        raise InvalidRequest.argument("number", value, f"a whole number from 0 to {most}")
+    return value
