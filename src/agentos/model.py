@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NewType
 
-from agentos.errors import CommandFailed, InvalidRequest
+from agentos.errors import AgentOSError, CommandFailed, InvalidRequest
 
 HostPid = NewType("HostPid", int)
 """A pid as the host sees it. It never leaves the host; a plain `pid` is always the one inside the VM."""
@@ -378,3 +378,20 @@ class DirEntry:
     path: str
     type: Literal["file", "directory", "symlink", "fifo", "socket", "block", "char"]
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileContent:
+    """What reading one of several files gave: `content`, or the `error` that there was."""
+
+    path: str
+    content: bytes | None
+    error: AgentOSError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileWritten:
+    """What writing one of several files gave: the `error` that there was, if any."""
+
+    path: str
+    error: AgentOSError | None = None

@@ -19,8 +19,8 @@ from agentos.machine.filetree import (
     temporary_name,
 )
 
-# The new file has no place here, or may not take the old one's: a directory that is read-only or sticky, /proc,
-# a mount point.
+# The new file has no place here, or may not take the old one's: a read-only or sticky directory, /proc, a
+# mount point.
 _NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EOPNOTSUPP)
 
 
@@ -91,7 +91,7 @@ class Target:
             self._new_mode = self._mode
 
     def _open_temporary(self) -> int:
-        """A nameless file, which leaves nothing behind whatever happens; or a named one where there is none."""
+        """A nameless file, which leaves nothing behind whatever happens; a named one where there is none."""
         fd = -1
         try:
             fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=self._parent)
