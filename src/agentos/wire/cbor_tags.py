@@ -64,7 +64,7 @@ def _read_map(tag: int, value: Any) -> dict[Any, Any]:
     return dict(value)
 
 
-_INTEGERS: Final = "BHIQ" "BHIQ" "bhiq" " hiq"
+_INTEGERS: Final = "BHIQBHIQbhiq hiq"
 _REALS: Final = "efd efd "
 NUMBER_ARRAYS: Final = {
     64 + index: code for index, code in enumerate(_INTEGERS + _REALS) if code != " " and index not in (0, 4)

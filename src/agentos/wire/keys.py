@@ -50,10 +50,11 @@ def deserialize_key(text: str) -> Key:
             current, empty = [], False
         elif character != "\\":
             current.append(character)
-        elif (escaped := next(characters, "\\")) == "0":
+        elif (escaped := next(characters, None)) == "0":
             empty = True
         else:
-            current.append(escaped)
+            current.append(escaped or "\\")
+            empty = empty and escaped is not None
     elements.append("" if empty else "".join(current))
     return tuple(elements)
 

@@ -8,7 +8,6 @@ values into the plain tree that a format writes, `revive` turns the tree that a 
 
 from __future__ import annotations
 
-import base64
 import binascii
 import re
 from collections.abc import Callable, Mapping
@@ -220,8 +219,10 @@ def _read_binary(payload: Any) -> bytes:
 
 def decode_base64(text: str, name: str) -> bytes:
     """The bytes of base64 `text`, in either alphabet, padded or not. `name` is for the error."""
+    if "-" in text or "_" in text:
+        text = text.translate(_URL_SAFE)
     try:
-        return base64.b64decode(text.translate(_URL_SAFE) + "=" * (-len(text) % 4), validate=True)
+        return binascii.a2b_base64(text + "=" * (-len(text) % 4), strict_mode=True)
     except ValueError:  # also for text that is not ASCII
         raise unwanted(name, text, "base64 text") from None
 

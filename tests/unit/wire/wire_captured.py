@@ -48,6 +48,7 @@ def _text(text: str) -> str:
 
 
 _SPECIFIER = f"01 1e {_text(ACTOR_ID)} 01 01 0a 70726f62652f62617265"
+_RAN = "66 7374646f7574 6b 72616e206563686f206869 66 737464657272 60 68 65786974436f6465 00"
 _HI_ARGS = "63706964191092 6673747265616d 667374646f7574 6464617461 826b2455696e74384172726179 6461476b4b"
 
 BARE_BODIES = [
@@ -55,14 +56,14 @@ BARE_BODIES = [
     Captured(
         "response",
         "bare",
-        _hex(
-            "0400 28 b90003 66 7374646f7574 6b 72616e206563686f206869 66 737464657272 60 68 65786974436f6465 00"
-        ),
+        _hex(f"0400 28 b90003 {_RAN}"),
         HttpActionResponse({"stdout": "ran echo hi", "stderr": "", "exitCode": 0}),
-        _hex("0400 26 a3 66 7374646f7574 6b 72616e206563686f206869 66 737464657272 60 68 65786974436f6465 00"),
+        _hex(f"0400 26 a3 {_RAN}"),
     ),
     Captured("null", "bare", _hex("0400 01 f6"), HttpActionResponse(None)),
-    Captured("undefined", "bare", _hex("0400 0d 82 6a 24556e646566696e6564 00"), HttpActionResponse(UNDEFINED)),
+    Captured(
+        "undefined", "bare", _hex("0400 0d 82 6a 24556e646566696e6564 00"), HttpActionResponse(UNDEFINED)
+    ),
     Captured(
         "error",
         "bare",

@@ -1,0 +1,200 @@
+"""Both sides of a connection, talking to one another and to what a hostile peer sends."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from agentos.errors import ActionNotFound, AgentOSError, InternalError, InvalidRequest, LimitExceeded
+from agentos.wire import client_connection as client_side
+from agentos.wire import connection as server_side
+from agentos.wire.client_connection import ClientConnection, Completed, EventArrived, Failed, Opened
+from agentos.wire.connection import ActionCalled, Refused, ServerConnection, Subscribed, Unsubscribed
+from agentos.wire.encodings import ENCODINGS, JSON, Encoding, Frame
+from agentos.wire.malformed import MalformedMessage
+from agentos.wire.messages import ActionRequest, ActorSpecifier, Error, Init, SubscriptionRequest
+
+ACTOR = ActorSpecifier("abc", 1, "my-agent")
+
+
+@pytest.fixture(params=ENCODINGS.values(), ids=ENCODINGS)
+def encoding(request: pytest.FixtureRequest) -> Encoding:
+    chosen: Encoding = request.param
+    return chosen
+
+
+def _server(encoding: Encoding) -> ServerConnection:
+    return ServerConnection(encoding, ACTOR, "conn-1")
+
+
+def _sent(frame: Frame | None) -> Frame:
+    assert frame is not None
+    return frame
+
+
+def _request(encoding: Encoding, number: int, name: str = "exec") -> Frame:
+    return encoding.encode_frame(ActionRequest(number, name))
+
+
+def test_conversation(encoding: Encoding) -> None:
+    """Init opens the connection, what waited is sent, answers find their calls in any order."""
+    server, client = _server(encoding), ClientConnection(encoding)
+    assert client.subscribe("processExit") is None
+    assert client.call("spawn", ("sleep", ["1"])) == (0, None)
+    opened = client.receive(server.start())
+    assert isinstance(opened, Opened)
+    assert (opened.actor_id, opened.connection_id) == ("abc", "conn-1")
+    received = [server.receive(frame) for frame in opened.frames]
+    assert received == [Subscribed("processExit"), ActionCalled(0, "spawn", ("sleep", ["1"]))]
+    number, frame = client.call("exec", ("$HOME/x", {"timeout": 5}))
+    assert number == 1
+    assert server.receive(_sent(frame)) == ActionCalled(1, "exec", ("$HOME/x", {"timeout": 5}))
+    assert client.receive(_sent(server.event("processExit", {"pid": 4}))) == EventArrived(
+        "processExit", ({"pid": 4},)
+    )
+    assert client.receive(server.respond(1, {"data": b"\x01"})) == Completed(1, {"data": b"\x01"})
+    assert server.in_flight == {0}
+    error = ActionNotFound("Action `spawn` was not found.")
+    assert client.receive(server.fail(0, error)) == Failed((0,), error)
+    assert server.in_flight == frozenset()
+
+
+def test_events_only_for_subscribers(encoding: Encoding) -> None:
+    """Only subscribed events are sent, once, however often they were asked for."""
+    server = _server(encoding)
+    subscribe = encoding.encode_frame(SubscriptionRequest("shellData", True))
+    assert server.event("shellData") is None
+    assert server.receive(subscribe) == Subscribed("shellData")
+    assert server.receive(subscribe) is None
+    assert server.wants("shellData")
+    assert server.subscriptions == {"shellData"}
+    assert server.event("shellData") is not None
+    unsubscribe = encoding.encode_frame(SubscriptionRequest("shellData", False))
+    assert server.receive(unsubscribe) == Unsubscribed("shellData")
+    assert server.receive(unsubscribe) is None
+    assert server.event("shellData") is None
+
+
+def test_listeners_are_counted(encoding: Encoding) -> None:
+    """The first listener subscribes and the last one unsubscribes."""
+    server, client = _server(encoding), ClientConnection(encoding)
+    client.receive(server.start())
+    assert server.receive(_sent(client.subscribe("e"))) == Subscribed("e")
+    assert client.subscribe("e") is None
+    assert client.unsubscribe("e") is None
+    assert server.receive(_sent(client.unsubscribe("e"))) == Unsubscribed("e")
+    assert client.unsubscribe("e") is None
+
+
+def test_reconnection(encoding: Encoding) -> None:
+    """A drop fails what was sent; the next connection subscribes again and ids count on."""
+    server, client = _server(encoding), ClientConnection(encoding)
+    client.receive(server.start())
+    client.subscribe("e")
+    assert client.call("exec", ())[0] == 0
+    assert client.dropped() == (0,)
+    assert not client.open
+    assert client.call("exec", ()) == (1, None)
+    assert client.call("forgotten", ()) == (2, None)
+    client.forget(2)
+    assert client.dropped() == ()
+    again = _server(encoding)
+    opened = client.receive(again.start())
+    assert isinstance(opened, Opened)
+    assert [again.receive(frame) for frame in opened.frames] == [Subscribed("e"), ActionCalled(1, "exec", ())]
+    assert client.receive(again.start()) is None
+    client.dropped()
+    assert client.call("exec", ())[0] == 3
+    assert client.give_up() == (3,)
+
+
+def test_error_without_id(encoding: Encoding) -> None:
+    """It fails all actions in flight and leaves the connection usable."""
+    server, client = _server(encoding), ClientConnection(encoding)
+    client.receive(server.start())
+    for _ in range(3):
+        server.receive(_sent(client.call("exec", ())[1]))
+    failed = client.receive(server.fail(None, ValueError("x")))
+    assert failed == Failed((0, 1, 2), InternalError("An internal error occurred"))
+    assert server.in_flight == frozenset()
+    assert client.open
+    assert client.receive(server.respond(0, None)) is None
+
+
+def test_answers_nobody_waits_for(encoding: Encoding) -> None:
+    """Answers to unknown ids and events nobody listens to are passed over."""
+    client = ClientConnection(encoding)
+    client.receive(encoding.encode_frame(Init("a", "b")))
+    server = _server(encoding)
+    server.receive(encoding.encode_frame(SubscriptionRequest("e", True)))
+    for frame in (server.respond(9, 1), server.fail(9, ValueError()), _sent(server.event("e"))):
+        assert client.receive(frame) is None
+    number, _ = client.call("exec", ())
+    client.forget(number)
+    assert client.receive(server.respond(number, 1)) is None
+
+
+def test_bad_arguments_can_be_answered() -> None:
+    """A request whose id is readable is refused by itself; without one, the connection ends."""
+    server = _server(JSON)
+    bad = json.dumps({"body": {"tag": "ActionRequest", "val": {"id": 3, "name": "exec", "args": {}}}})
+    refused = server.receive(bad)
+    assert isinstance(refused, Refused)
+    assert refused.action_id == 3
+    assert isinstance(refused.error, InvalidRequest)
+    answer = JSON.decode_to_client(server.fail(refused.action_id, refused.error))
+    assert isinstance(answer, Error)
+    assert (answer.group, answer.code, answer.action_id) == ("request", "invalid", 3)
+    with pytest.raises(MalformedMessage):
+        server.receive("{")
+    server.receive(_request(JSON, 3))
+    with pytest.raises(MalformedMessage):
+        server.receive(bad)
+
+
+def test_an_id_in_use_is_beyond_answering(encoding: Encoding) -> None:
+    """Two calls under one id could not be told apart; once answered, an id may come again."""
+    server = _server(encoding)
+    server.receive(_request(encoding, 1))
+    with pytest.raises(MalformedMessage):
+        server.receive(_request(encoding, 1))
+    server.respond(1, None)
+    assert isinstance(server.receive(_request(encoding, 1)), ActionCalled)
+
+
+def test_nothing_grows_without_bound(encoding: Encoding) -> None:
+    """Calls and subscriptions of one connection are bounded, each with an error that names the bound."""
+    server = _server(encoding)
+    for number in range(server_side.MOST_IN_FLIGHT):
+        assert isinstance(server.receive(_request(encoding, number)), ActionCalled)
+    refused = server.receive(_request(encoding, 5000))
+    assert isinstance(refused, Refused)
+    assert isinstance(refused.error, LimitExceeded)
+    for number in range(server_side.MOST_SUBSCRIPTIONS):
+        server.receive(encoding.encode_frame(SubscriptionRequest(f"e{number}", True)))
+    for name in ("one more", "x" * 2000):
+        refused = server.receive(encoding.encode_frame(SubscriptionRequest(name, True)))
+        assert isinstance(refused, Refused)
+        assert isinstance(refused.error, AgentOSError)
+    assert len(server.subscriptions) == server_side.MOST_SUBSCRIPTIONS
+
+
+def test_an_output_that_cannot_be_sent(encoding: Encoding) -> None:
+    """The action stays in flight, so that it can be failed."""
+    server = _server(encoding)
+    server.receive(_request(encoding, 1))
+    with pytest.raises(InvalidRequest):
+        server.respond(1, object())
+    assert server.in_flight == {1}
+    client = ClientConnection(encoding)
+    with pytest.raises(InvalidRequest):
+        client.call("exec", (object(),))
+    assert client.call("exec", ())[0] == 0
+
+
+def test_client_refuses_nonsense(encoding: Encoding) -> None:
+    """A server's frame that is malformed is an error, not a crash."""
+    client = client_side.ClientConnection(encoding)
+    with pytest.raises(MalformedMessage):
+        client.receive(b"\xff\x00")
