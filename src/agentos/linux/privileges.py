@@ -10,12 +10,13 @@ from agentos.linux import syscalls
 
 # linux/capability.h
 CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID, CAP_KILL, CAP_SETGID, CAP_SETUID = 0, 1, 3, 4, 5, 6, 7
-CAP_NET_BIND_SERVICE, CAP_SYS_CHROOT = 10, 18
+CAP_NET_BIND_SERVICE = 10
 _LAST_CAP_FILE = "/proc/sys/kernel/cap_last_cap"
 
 PACKAGE_CAPS = (CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID, CAP_KILL, CAP_SETGID, CAP_SETUID)
 """What a package manager needs of root, all of it only over the VM's own ids and files."""
-ROOT_CAPS = sum(1 << cap for cap in (*PACKAGE_CAPS, CAP_NET_BIND_SERVICE))
+_KEPT_CAPS = (*PACKAGE_CAPS, CAP_NET_BIND_SERVICE)
+ROOT_CAPS = sum(1 << cap for cap in _KEPT_CAPS)
 
 
 def last_capability() -> int:
@@ -29,6 +30,12 @@ def drop_bounding(last_cap: int, keep: int = 0) -> None:
     for cap in range(last_cap + 1):
         if not keep >> cap & 1:
             syscalls.prctl(syscalls.PR_CAPBSET_DROP, cap)
+
+
+def drop_root_caps() -> None:
+    """Drop from the bounding set what `drop_bounding` kept for root."""
+    for cap in _KEPT_CAPS:
+        syscalls.prctl(syscalls.PR_CAPBSET_DROP, cap)
 
 
 def set_no_new_privs() -> None:

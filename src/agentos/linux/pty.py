@@ -8,13 +8,17 @@ import struct
 import termios
 
 
+# asm-generic/ioctls.h; the termios module of older Pythons lacks them.
+_TIOCSPTLCK, _TIOCGPTPEER = 0x40045431, 0x5441
+
+
 def open_pair() -> tuple[int, int]:
     """(master, slave) descriptors of a new pseudoterminal, pty(7). Both are close-on-exec."""
     master = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     try:
-        fcntl.ioctl(master, termios.TIOCSPTLCK, struct.pack("i", 0))
+        fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
         # TIOCGPTPEER opens the other end without a path: no walk that somebody could redirect.
-        slave = fcntl.ioctl(master, getattr(termios, "TIOCGPTPEER", 0x5441), os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
         os.close(master)
         raise

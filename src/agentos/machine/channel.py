@@ -23,7 +23,7 @@ Message = dict[str, Any]
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 MAX_FDS = 16
 _HEADER = struct.Struct("<IB")
-_READ_BYTES = 256 * 1024
+_READ_BYTES = 64 * 1024
 _CMSG_BYTES = socket.CMSG_SPACE(MAX_FDS * 4)
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode

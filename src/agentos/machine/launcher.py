@@ -83,7 +83,10 @@ def run(sock: socket.socket, mark: int, confinement: Confinement, *, fake_root: 
     except JobFailed as failure:
         channel.send({"error": failure.errno, "step": failure.step})
         return 127
-    except (ChannelBroken, KeyError, TypeError, ValueError):
+    except ChannelBroken:
+        return 126
+    except Exception as error:  # a defect of ours: the host must hear of it, or its caller would wait in vain
+        channel.send({"error": 0, "step": f"launcher: {error!r}"[:200]})
         return 126
 
 
@@ -100,6 +103,8 @@ def _take_ids(job: Message, mode: str, *, keep_root: bool = False) -> None:
             syscalls.capset(0, 0)
         else:
             capabilities = privileges.ROOT_CAPS if uid == 0 else 0
+            if not capabilities:
+                privileges.drop_root_caps()
             privileges.become(uid, uid, capabilities=capabilities, set_groups=True)
     except OSError as error:
         raise JobFailed("ids", error) from error

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-from agentos.errors import ShellClosed, StdinClosed, WaitTimeout
+from agentos.errors import ShellClosed, SpawnFailed, StdinClosed, WaitTimeout
 from agentos.linux import pty
 from agentos.machine.jobs import Program, exit_status, spawn_failed
 from agentos.machine.link import Launch, Link
@@ -141,8 +141,8 @@ class Shell:
                 os.close(master)
             if link.ended.done():
                 raise link.stopped_error()
-            assert launch.error is not None
-            raise spawn_failed(launch.error, self._program)
+            error = launch.error or SpawnFailed("the launcher ended without a terminal", errno=0, step="pty")
+            raise spawn_failed(error, self._program)
         self.pid = launch.pid
         self._master_fd = master
         os.set_blocking(master, False)

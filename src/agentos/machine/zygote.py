@@ -110,16 +110,15 @@ class Zygote:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         child = os.fork()
         if child == 0:
-            _in_child(self, message, channel, theirs)
+            _in_child(self, message, channel, theirs, cgroup)
         theirs.close()
         vm = Vm(cgroup, gone_fd, slot, ours)
         try:
-            cgroup.add(child)
             sync = BlockingChannel(ours)
             sync.receive()
             self.ids.write_maps(child, slot)
             prepared = self._prepare_mounts(message["plan"], child)
-            sync.send({"cgroup": cgroup.to_dict()}, prepared)
+            sync.send({"mapped": True}, prepared)
             for fd in prepared:
                 os.close(fd)
         except (OSError, ChannelBroken) as error:
@@ -219,14 +218,18 @@ def _readable(fds: list[int]) -> list[int]:
     return [fd for fd, _ in poll.poll(0)]
 
 
-def _in_child(zygote: Zygote, message: Message, channel: BlockingChannel, sync_socket: socket.socket) -> None:
+def _in_child(
+    zygote: Zygote, message: Message, channel: BlockingChannel, sync_socket: socket.socket, cgroup: cgroups.Cgroup
+) -> None:
     """The short-lived process between zygote and PID 1. Never returns."""
     code = 1
     try:
         signal.set_wakeup_fd(-1)
         _keep_only([channel.fileno(), sync_socket.fileno(), zygote.lifeline_read])
         sync = BlockingChannel(sync_socket)
-        cgroup, prepared = _enter_namespaces(zygote, sync)
+        # By itself and before the user namespace: being moved by another process can take the kernel 10 ms.
+        cgroup.join()
+        prepared = _enter_namespaces(zygote, sync)
         host_pid = os.fork()
         if host_pid == 0:
             sync.close()
@@ -234,6 +237,8 @@ def _in_child(zygote: Zygote, message: Message, channel: BlockingChannel, sync_s
         else:
             sync.send({"host_pid": host_pid})
             code = 0
+    except ChannelBroken:
+        pass  # the zygote has given up on this VM, and said why
     except OSError as error:
         notes = "; ".join([str(error), *getattr(error, "__notes__", [])])
         channel.send({"ev": "boot_failed", "step": "namespaces", "errno": error.errno or 0, "text": notes})
@@ -241,24 +246,24 @@ def _in_child(zygote: Zygote, message: Message, channel: BlockingChannel, sync_s
         os._exit(code)
 
 
-def _enter_namespaces(zygote: Zygote, sync: BlockingChannel) -> tuple[Message, list[int]]:
+def _enter_namespaces(zygote: Zygote, sync: BlockingChannel) -> list[int]:
     syscalls.unshare(syscalls.CLONE_NEWUSER)
     sync.send({"unshared": "user"})
-    # The answer comes when this process has its ids and is in its cgroup, which the next unshare makes its root.
-    answer, prepared = sync.receive()
+    _, prepared = sync.receive()
     zygote.ids.take_root()
+    # The cgroup joined before becomes the root of the cgroup namespace.
     syscalls.unshare(_OTHER_NAMESPACES)
-    return answer["cgroup"], prepared
+    return prepared
 
 
 def _be_init(
-    zygote: Zygote, message: Message, cgroup: Message, channel: BlockingChannel, prepared: list[int]
+    zygote: Zygote, message: Message, cgroup: cgroups.Cgroup, channel: BlockingChannel, prepared: list[int]
 ) -> int:
     os.setsid()
     syscalls.set_process_name("init")
     privileges.default_signals()
     privileges.set_undumpable()
-    booted = {"ev": "booted", "cgroup": cgroup}
+    booted = {"ev": "booted", "cgroup": cgroup.to_dict()}
     return init.main(channel, zygote.lifeline_read, prepared, message["plan"], zygote.confinement, booted)
 
 
@@ -302,7 +307,7 @@ def main(control_fd: int) -> None:
         step = "cgroups"
         try:
             # Before a user namespace is entered: what may be written to there is the user's own right.
-            setup = cgroups.detect()
+            setup = cgroups.detect(owner_pid=os.getppid())
             cgroups.sweep_stale(setup)
             scope = cgroups.open_scope(setup)
             step = "host"
