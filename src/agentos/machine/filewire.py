@@ -21,10 +21,11 @@ PROGRESS_S = 30.0
 JSON_BYTES = 256 * 1024
 """Greatest JSON that a worker may send: parsing it takes the event loop a few milliseconds."""
 TURN_BYTES = 1024 * 1024
-"""Bytes moved without waiting after which others get their turn."""
+"""Bytes moved without waiting after which others get their turn: about a millisecond."""
 
 _BUFFER_BYTES = 64 * 1024
 _FRAME_COST = 2048  # what a frame of no size counts towards a turn
+_JSON_COST = 64  # what a byte of JSON counts, which has to be parsed
 
 NONSENSE = "gave an answer that makes no sense"
 
@@ -118,6 +119,8 @@ class Worker:
         if kind not in (DATA, PAGE, REPLY) or length > (FRAME_BYTES if kind == DATA else JSON_BYTES):
             raise self.broken("spoke what is no frame")
         await self._fill(HEADER.size + length, deadline)
+        await self._take_turns(length if kind == DATA else length * _JSON_COST)
+        self._check()
         start = self._start + HEADER.size
         self._start = start + length
         if kind == REPLY:
@@ -158,11 +161,9 @@ class Worker:
         while self._end - self._start < needed:
             self._make_room(needed)
             try:
-                count = self._receive()
+                self._receive()
             except BlockingIOError:
                 await self._wait(self._loop.add_reader, self._loop.remove_reader, deadline)
-                continue
-            await self._take_turns(count)
 
     def _make_room(self, needed: int) -> None:
         left = self._end - self._start
