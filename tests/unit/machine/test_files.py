@@ -105,6 +105,18 @@ def run(home: Path, scenario: Scenario, *, pool: Pool | None = None, **limits: i
     return result
 
 
+async def end_of(pid: int) -> None:
+    """Wait until a worker has ended, without reaping it."""
+    pidfd = os.pidfd_open(pid)
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(pidfd, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+
+
 def temporary_names(directory: Path) -> list[str]:
     return [name for name in os.listdir(directory) if name.startswith(".agentos")]
 
@@ -1088,7 +1100,7 @@ class TestHostileWorkers:
         async def scenario(files: Files) -> None:
             await files.write_file("f", b"x")
             os.kill(pool.pids[0], 9)
-            os.waitid(os.P_PID, pool.pids[0], os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222
+            await end_of(pool.pids[0])
             assert await files.read_file("f") == b"x"
             assert len(pool.pids) == 2
 
@@ -1131,8 +1143,7 @@ class TestWorkers:
             await files.exists("f")
             await files.exists("f")
             assert len(pool.pids) == 1
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(None, os.waitid, os.P_PID, pool.pids[0], os.WEXITED | os.WNOWAIT)
+            await end_of(pool.pids[0])
             await files.exists("f")
             assert len(pool.pids) == 2
 
