@@ -12,4 +12,15 @@ from agentos.model import ExecResult, Limits, Mount, VmSpec
 
 __version__ = "0.1.0"
 
-__all__ = ["VM", "AgentOSError", "ExecResult", "Host", "Limits", "Mount", "Process", "Shell", "VmSpec", "__version__"]
+__all__ = [
+    "VM",
+    "AgentOSError",
+    "ExecResult",
+    "Host",
+    "Limits",
+    "Mount",
+    "Process",
+    "Shell",
+    "VmSpec",
+    "__version__",
+]

@@ -81,12 +81,16 @@ class Limits:
         for one in fields(self):
             value = getattr(self, one.name)
             if one.name == "cpu_cores":
-                if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+                if value is not None and (
+                    isinstance(value, bool) or not isinstance(value, int | float) or not value > 0
+                ):
                     raise InvalidRequest.argument("limits.cpu_cores", value, "a number above 0, or None")
             elif isinstance(value, bool) or not isinstance(value, int) or value <= 0:
                 raise InvalidRequest.argument(f"limits.{one.name}", value, "a whole number above 0")
         if self.cpu_weight > 10_000:
-            raise InvalidRequest.argument("limits.cpu_weight", self.cpu_weight, "a whole number from 1 to 10000")
+            raise InvalidRequest.argument(
+                "limits.cpu_weight", self.cpu_weight, "a whole number from 1 to 10000"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,9 @@ class Mount:
         if self.guest_path.rstrip("/") in ("", "/proc", "/dev", "/sys") or self.guest_path.startswith(
             ("/proc/", "/dev/", "/sys/")
         ):
-            raise InvalidRequest.argument("mount.guest_path", self.guest_path, "a path outside /proc, /dev and /sys")
+            raise InvalidRequest.argument(
+                "mount.guest_path", self.guest_path, "a path outside /proc, /dev and /sys"
+            )
         if ".." in self.guest_path.split("/"):
             raise InvalidRequest.argument("mount.guest_path", self.guest_path, "a path without ..")
 
@@ -126,14 +132,20 @@ class VmSpec:
 
     def __post_init__(self) -> None:
         name = self.hostname
-        if not isinstance(name, str) or not 0 < len(name) <= 64 or not all(c.isalnum() or c in "-." for c in name):
+        if (
+            not isinstance(name, str)
+            or not 0 < len(name) <= 64
+            or not all(c.isalnum() or c in "-." for c in name)
+        ):
             raise InvalidRequest.argument("hostname", name, "1 to 64 letters, digits, dots or hyphens")
         if self.user not in ("agentos", "root"):
             raise InvalidRequest.argument("user", self.user, "agentos or root")
         if self.network != "loopback":
             raise InvalidRequest.argument("network", self.network, "loopback")
         if self.isolation != "namespaces":
-            raise InvalidRequest.argument("isolation", self.isolation, "namespaces (no other tier is available here)")
+            raise InvalidRequest.argument(
+                "isolation", self.isolation, "namespaces (no other tier is available here)"
+            )
         check_env(self.env)
 
 

@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> None:
     except ImportError:
         sys.exit("wasm: this host has no wasmtime package: install agentos with its dependencies")
     try:
-        sys.exit(_run(wasmtime, arguments))
+        sys.exit(_run(wasmtime, arguments))  # type: ignore[no-untyped-call]
     except wasmtime.WasmtimeError as error:
         sys.exit(f"wasm: {arguments[0]}: {error}")
 

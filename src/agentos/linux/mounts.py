@@ -48,7 +48,9 @@ def clone(path: str, attributes: int, *, recursive: bool, userns_fd: int | None 
         if userns_fd is not None:
             attributes |= syscalls.MOUNT_ATTR_IDMAP
         if attributes:
-            syscalls.mount_setattr(mount_fd, attr_set=attributes, recursive=recursive, userns_fd=userns_fd or 0)
+            syscalls.mount_setattr(
+                mount_fd, attr_set=attributes, recursive=recursive, userns_fd=userns_fd or 0
+            )
     except OSError:
         os.close(mount_fd)
         raise

@@ -7,7 +7,6 @@ import os
 import struct
 import termios
 
-
 # asm-generic/ioctls.h; the termios module of older Pythons lacks them.
 _TIOCSPTLCK, _TIOCGPTPEER = 0x40045431, 0x5441
 

@@ -60,7 +60,15 @@ PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 # asm/unistd.h: numbers from 424 on are the same on every architecture.
-_OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 430, 431, 432, 437, 442
+_OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _OPENAT2, _MOUNT_SETATTR = (
+    428,
+    429,
+    430,
+    431,
+    432,
+    437,
+    442,
+)
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41}.get(os.uname().machine, -1)
 
 _long = ctypes.c_long
@@ -124,7 +132,9 @@ def unshare(flags: int) -> None:
 
 def pivot_root(new_root: str, put_old: str) -> None:
     """pivot_root(2)."""
-    code = _syscall(_long(_PIVOT_ROOT), ctypes.c_char_p(os.fsencode(new_root)), ctypes.c_char_p(os.fsencode(put_old)))
+    code = _syscall(
+        _long(_PIVOT_ROOT), ctypes.c_char_p(os.fsencode(new_root)), ctypes.c_char_p(os.fsencode(put_old))
+    )
     _check(code, "pivot_root", new_root)
 
 
@@ -158,14 +168,21 @@ def capset(effective: int, permitted: int, inheritable: int = 0) -> None:
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3
     low, high = 0xFFFFFFFF, 32
     data = (ctypes.c_uint32 * 6)(
-        effective & low, permitted & low, inheritable & low, effective >> high, permitted >> high, inheritable >> high
+        effective & low,
+        permitted & low,
+        inheritable & low,
+        effective >> high,
+        permitted >> high,
+        inheritable >> high,
     )
     _check(_capset(header, data), "capset", hex(permitted))
 
 
 def open_tree(path: str, flags: int, dir_fd: int = -100) -> int:
     """open_tree(2): a descriptor of the mount at `path`, a detached copy with OPEN_TREE_CLONE."""
-    code = _syscall(_long(_OPEN_TREE), _long(dir_fd), ctypes.c_char_p(os.fsencode(path)), _long(flags | OPEN_TREE_CLOEXEC))
+    code = _syscall(
+        _long(_OPEN_TREE), _long(dir_fd), ctypes.c_char_p(os.fsencode(path)), _long(flags | OPEN_TREE_CLOEXEC)
+    )
     return int(_check(code, "open_tree", path))
 
 
@@ -173,7 +190,10 @@ def move_mount(mount_fd: int, target_fd: int) -> None:
     """move_mount(2): attaches the detached mount `mount_fd` where `target_fd` points."""
     flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
     empty = ctypes.c_char_p(b"")
-    _check(_syscall(_long(_MOVE_MOUNT), _long(mount_fd), empty, _long(target_fd), empty, _long(flags)), "move_mount")
+    _check(
+        _syscall(_long(_MOVE_MOUNT), _long(mount_fd), empty, _long(target_fd), empty, _long(flags)),
+        "move_mount",
+    )
 
 
 def mount_setattr(mount_fd: int, *, attr_set: int, recursive: bool = False, userns_fd: int = 0) -> None:
@@ -181,14 +201,25 @@ def mount_setattr(mount_fd: int, *, attr_set: int, recursive: bool = False, user
     attributes = (ctypes.c_uint64 * 4)(attr_set, 0, 0, userns_fd)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     code = _syscall(
-        _long(_MOUNT_SETATTR), _long(mount_fd), ctypes.c_char_p(b""), _long(flags), attributes, ctypes.c_size_t(32)
+        _long(_MOUNT_SETATTR),
+        _long(mount_fd),
+        ctypes.c_char_p(b""),
+        _long(flags),
+        attributes,
+        ctypes.c_size_t(32),
     )
     _check(code, "mount_setattr", hex(attr_set))
 
 
 def fsopen(fstype: str) -> int:
     """fsopen(2): a new file system context of type `fstype`."""
-    return int(_check(_syscall(_long(_FSOPEN), ctypes.c_char_p(fstype.encode()), _long(FSOPEN_CLOEXEC)), "fsopen", fstype))
+    return int(
+        _check(
+            _syscall(_long(_FSOPEN), ctypes.c_char_p(fstype.encode()), _long(FSOPEN_CLOEXEC)),
+            "fsopen",
+            fstype,
+        )
+    )
 
 
 def fsconfig(context_fd: int, command: int, key: str = "", value: str = "") -> None:
@@ -201,11 +232,17 @@ def fsconfig(context_fd: int, command: int, key: str = "", value: str = "") -> N
 
 def fsmount(context_fd: int, attributes: int) -> int:
     """fsmount(2): the context's file system as a detached mount."""
-    return int(_check(_syscall(_long(_FSMOUNT), _long(context_fd), _long(FSMOUNT_CLOEXEC), _long(attributes)), "fsmount"))
+    return int(
+        _check(
+            _syscall(_long(_FSMOUNT), _long(context_fd), _long(FSMOUNT_CLOEXEC), _long(attributes)), "fsmount"
+        )
+    )
 
 
 def openat2(dir_fd: int, path: str, flags: int, *, mode: int = 0, resolve: int = 0) -> int:
     """openat2(2): open `path` below `dir_fd` under the given rules of resolution."""
     how = (ctypes.c_uint64 * 3)(flags | os.O_CLOEXEC, mode, resolve)
-    code = _syscall(_long(_OPENAT2), _long(dir_fd), ctypes.c_char_p(os.fsencode(path)), how, ctypes.c_size_t(24))
+    code = _syscall(
+        _long(_OPENAT2), _long(dir_fd), ctypes.c_char_p(os.fsencode(path)), how, ctypes.c_size_t(24)
+    )
     return int(_check(code, "openat2", path))

@@ -126,7 +126,8 @@ class Execution:
             raise
         loop = self._link.loop
         self._readers = [
-            Reader(loop, fd, sink, self._pipe_ended) for fd, sink in zip(ours, (self._stdout, self._stderr), strict=False)
+            Reader(loop, fd, sink, self._pipe_ended)
+            for fd, sink in zip(ours, (self._stdout, self._stderr), strict=False)
         ]
         if self._options.stdin is not None:
             self._writer = Writer(loop, ours[2], len(self._options.stdin) + 1)

@@ -91,7 +91,9 @@ class Factory:
             channel.send(_configuration())
             answer, _ = channel.receive()
         except (ChannelBroken, OSError):
-            raise BootFailed("the zygote ended before it was ready", step="zygote", errno=0, remedy="") from None
+            raise BootFailed(
+                "the zygote ended before it was ready", step="zygote", errno=0, remedy=""
+            ) from None
         if "failed" in answer:
             raise boot_error({"step": answer["failed"], **answer})
         return answer
@@ -144,7 +146,9 @@ class Factory:
         except OSError as error:
             ours.close()
             os.close(gone_read)
-            raise BootFailed(f"the zygote is gone: {error}", step="zygote", errno=error.errno or 0, remedy="") from None
+            raise BootFailed(
+                f"the zygote is gone: {error}", step="zygote", errno=error.errno or 0, remedy=""
+            ) from None
         except BaseException:
             ours.close()
             os.close(gone_read)

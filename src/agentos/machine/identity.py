@@ -120,7 +120,9 @@ def _ranges_of_root(uid_map: str) -> tuple[int, int, int]:
         return RANGE, inside // RANGE - 1, RANGE
     if inside > 2:
         return 1, 1, inside - 1
-    raise OSError(1, "the server's own user namespace has too few ids: it needs a range, or to be an ordinary user")
+    raise OSError(
+        1, "the server's own user namespace has too few ids: it needs a range, or to be an ordinary user"
+    )
 
 
 def _subordinate_ranges() -> IdRanges | None:

@@ -271,7 +271,9 @@ def main(
         channel.send(booted)
         init.run()
     except StepFailed as failure:
-        channel.send({"ev": "boot_failed", "step": failure.step, "errno": failure.errno, "text": failure.text})
+        channel.send(
+            {"ev": "boot_failed", "step": failure.step, "errno": failure.errno, "text": failure.text}
+        )
         return 1
     except ChannelBroken:
         return 0

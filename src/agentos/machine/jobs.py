@@ -104,7 +104,9 @@ def _check_size(argv: list[str], env: dict[str, str], maximum: int) -> None:
             )
         total += size + 1
     if total > maximum:
-        raise LimitExceeded.of("argument_bytes", total, maximum, f"command, arguments and environment have {total} bytes")
+        raise LimitExceeded.of(
+            "argument_bytes", total, maximum, f"command, arguments and environment have {total} bytes"
+        )
 
 
 def check_signal(signal: object) -> int:
@@ -146,5 +148,9 @@ def spawn_failed(error: SpawnFailed, program: Program) -> SpawnFailed:
     step = error.details.get("step", "exec")
     subject = {"exec": program.argv[0], "chdir": program.cwd}.get(step, program.argv[0])
     what = "working directory" if step == "chdir" else "program"
-    message = f"{what} {subject!r} cannot be used: {error.message}" if step in ("exec", "chdir") else f"{step}: {error.message}"
+    message = (
+        f"{what} {subject!r} cannot be used: {error.message}"
+        if step in ("exec", "chdir")
+        else f"{step}: {error.message}"
+    )
     return SpawnFailed(message, command=program.argv[0], **error.details)

@@ -18,7 +18,7 @@ import os
 import resource
 import signal
 import socket
-from typing import Any
+from typing import Any, NoReturn
 
 from agentos.linux import privileges, pty, seccomp, syscalls
 from agentos.machine import fileserver
@@ -79,7 +79,8 @@ def run(sock: socket.socket, mark: int, confinement: Confinement, *, fake_root: 
         except OSError as error:
             raise JobFailed("confine", error) from error
         job, fds = channel.receive()
-        return _JOBS[job["kind"]](channel, job, fds, confinement.mode)
+        code: int = _JOBS[job["kind"]](channel, job, fds, confinement.mode)
+        return code
     except JobFailed as failure:
         channel.send({"error": failure.errno, "step": failure.step})
         return 127
@@ -152,7 +153,7 @@ def _redirect(fds: list[int], *, stdin: bool) -> None:
         raise JobFailed("stdio", error if isinstance(error, OSError) else OSError(22, "stdio")) from error
 
 
-def _become_program(argv: list[str], env: dict[str, str], cwd: str) -> None:
+def _become_program(argv: list[str], env: dict[str, str], cwd: str) -> NoReturn:
     """execve(2) of argv[0], looked up as execvp(3) does. Returns only by raising OSError."""
     path = _find_program(argv[0], env.get("PATH", os.defpath))
     try:
@@ -176,7 +177,11 @@ def _find_program(name: str, path: str) -> str:
             denied = True
     if name.endswith(".wasm") and os.path.isfile(name):
         return f"./{name}"
-    raise PermissionError(13, "Permission denied", name) if denied else FileNotFoundError(2, "No such file", name)
+    raise (
+        PermissionError(13, "Permission denied", name)
+        if denied
+        else FileNotFoundError(2, "No such file", name)
+    )
 
 
 def _is_wasm(path: str) -> bool:

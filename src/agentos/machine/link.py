@@ -277,7 +277,9 @@ class Link:
 
     def _fork(self, *, fake_root: bool) -> Launch:
         mark = self._last_mark = next(self._marks)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        ours, theirs = socket.socketpair(
+            socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        )
         theirs.setblocking(True)
         launch = self.launches[mark] = Launch(self, mark, ours)
         request: Message = {"op": "launch", "mark": mark}
@@ -329,7 +331,9 @@ class Link:
         orphans = tuple((int(pid), str(command)) for pid, command in message["orphans"])
         pid = int(message["pid"])
         launch.note_pid(pid)
-        event = ExitEvent(pid, int(message["status"]), float(message["cpu_ms"]), int(message["maxrss"]), orphans)
+        event = ExitEvent(
+            pid, int(message["status"]), float(message["cpu_ms"]), int(message["maxrss"]), orphans
+        )
         launch.note_exit(event)
         if launch is self._spare:
             self._spare = None
@@ -373,7 +377,9 @@ class Link:
         if self._spare_timer:
             self._spare_timer.cancel()
         if not self.booted.done():
-            self.booted.set_exception(BootFailed("the VM ended while it booted", step="boot", errno=0, remedy=""))
+            self.booted.set_exception(
+                BootFailed("the VM ended while it booted", step="boot", errno=0, remedy="")
+            )
             self.booted.exception()
         for future in self._requests.values():
             if not future.done():
@@ -419,4 +425,6 @@ def boot_error(message: Message) -> BootFailed:
     number = int(message.get("errno") or 0)
     step = str(message.get("step", "boot"))
     remedy = _REMEDIES.get(number, "see `agentos doctor`")
-    return BootFailed(f"the VM could not be made: {step}: {message.get('text', '')}", step=step, errno=number, remedy=remedy)
+    return BootFailed(
+        f"the VM could not be made: {step}: {message.get('text', '')}", step=step, errno=number, remedy=remedy
+    )

@@ -118,7 +118,9 @@ class OutputLog:
         while 0 <= index < len(self._blocks) and room > 0:
             block = self._blocks[index]
             inside = position - block.position
-            data = block.data if inside == 0 and len(block.data) <= room else block.data[inside : inside + room]
+            data = (
+                block.data if inside == 0 and len(block.data) <= room else block.data[inside : inside + room]
+            )
             if data:
                 missed = skipped if not events else 0
                 events.append(OutputChunk(block.stream, bytes(data), block.offset + inside, missed))

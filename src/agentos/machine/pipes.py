@@ -133,7 +133,13 @@ class Writer:
     """Writes to `fd` what it takes, keeps the rest up to `limit` bytes, and makes writers wait beyond that."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, fd: int, limit: int, *, duplicate: bool = False, what: str = "stdin"
+        self,
+        loop: asyncio.AbstractEventLoop,
+        fd: int,
+        limit: int,
+        *,
+        duplicate: bool = False,
+        what: str = "stdin",
     ) -> None:
         self._loop = loop
         # epoll knows a descriptor once: a master that is also read needs a number of its own for writing.
@@ -149,7 +155,7 @@ class Writer:
         self._listening = False
 
     async def write(self, data: bytes) -> None:
-        """Accept `data`; waits while more than the limit is queued. Raises StdinClosed, then nothing of it was queued."""
+        """Accept `data`; waits while more than the limit is queued. After StdinClosed nothing of it was queued."""
         async with self._order:
             while self._queued and self._queued + len(data) > self._limit and not self._unusable:
                 self._waiter = self._loop.create_future()

@@ -78,7 +78,10 @@ def plan_vm(spec: VmSpec, facts: HostFacts) -> list[Step]:
     for mount in spec.mounts:
         if facts.mode == "root" and not mount.read_only and not facts.idmap:
             raise BootFailed(
-                "a writable host mount needs id-mapped mounts", step="mounts", errno=95, remedy="use Linux 5.12 or later"
+                "a writable host mount needs id-mapped mounts",
+                step="mounts",
+                errno=95,
+                remedy="use Linux 5.12 or later",
             )
         attributes = ["nosuid", "nodev"] + (["ro"] if mount.read_only else [])
         target = root + mount.guest_path.rstrip("/")
@@ -114,7 +117,9 @@ def _system_directories(facts: HostFacts, root: str) -> list[Step]:
         if facts.idmap and path in facts.package_dirs:
             lower = f"{facts.stage}/lower.{index}"
             steps.append(_bind(path, lower, ["nosuid", "nodev"], idmap="ids"))
-            steps.append(_overlay(lower, f"{facts.stage}/layer", path.strip("/").replace("/", "-"), root + path))
+            steps.append(
+                _overlay(lower, f"{facts.stage}/layer", path.strip("/").replace("/", "-"), root + path)
+            )
         else:
             steps.append(_bind(path, root + path, ["ro", "nosuid", "nodev"]))
     return steps
@@ -159,7 +164,12 @@ def _filesystem(fstype: str, target: str, options: dict[str, str], attributes: l
 
 
 def _overlay(lower: str, layer: str, name: str, target: str) -> Step:
-    return "overlay", {"lower": lower, "upper": f"{layer}/{name}", "work": f"{layer}/{name}.work", "target": target}
+    return "overlay", {
+        "lower": lower,
+        "upper": f"{layer}/{name}",
+        "work": f"{layer}/{name}.work",
+        "target": target,
+    }
 
 
 def describe(steps: list[Step]) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from agentos.errors import StdinClosed, WaitTimeout
 from agentos.machine.deadlines import Deadlines
 from agentos.machine.jobs import Program, exit_status, spawn_failed
-from agentos.machine.link import Launch, Link
+from agentos.machine.link import ExitEvent, Launch, Link
 from agentos.machine.output import DEFAULT_PAGE_BYTES, OutputLog
 from agentos.machine.pipes import Reader, Writer
 from agentos.model import (
@@ -109,7 +109,10 @@ class Process:
             self._writer.finish()
 
     async def wait(self, timeout: float | None = None) -> int:
-        """Its exit code, when its output up to its end is in the log. WaitTimeout after `timeout` seconds: it goes on."""
+        """Its exit code, when its output up to its end is in the log.
+
+        WaitTimeout after `timeout` seconds: it goes on.
+        """
         return (await self.wait_status(timeout)).exit_code
 
     async def wait_status(self, timeout: float | None = None) -> ExitStatus:
@@ -122,7 +125,9 @@ class Process:
             async with asyncio.timeout(limit):
                 return await asyncio.shield(self._finished)
         except TimeoutError:
-            raise WaitTimeout(f"process {self.pid} still runs after {timeout} s", pid=self.pid, timeout=limit) from None
+            raise WaitTimeout(
+                f"process {self.pid} still runs after {timeout} s", pid=self.pid, timeout=limit
+            ) from None
 
     async def signal(self, signal: str | int) -> None:
         """Send it a signal. No effect when it has exited."""
@@ -133,19 +138,28 @@ class Process:
         await self._vm.stop_process(self.pid, kill_after=kill_after)
 
     async def kill(self) -> None:
-        """SIGKILL to it and to every descendant, whatever session or group it moved to. No effect when it has exited."""
+        """SIGKILL to it and to every descendant, whatever session it moved to. No effect when it has exited."""
         await self._vm.kill_process(self.pid)
 
     # -- its life
 
     async def start(
-        self, link: Link, limits: Limits, oom_kills: Callable[[], int], *, timeout: float | None, lossless: bool, fake_root: bool
+        self,
+        link: Link,
+        limits: Limits,
+        oom_kills: Callable[[], int],
+        *,
+        timeout: float | None,
+        lossless: bool,
+        fake_root: bool,
     ) -> None:
         """Start the program. Raises SpawnFailed when that can not be done; nothing is left then."""
         loop = link.loop
         self._ooms = oom_kills()
         self.log = OutputLog(limits.log_bytes, lossless=lossless)
-        (in_read, in_write), (out_read, out_write), (err_read, err_write) = (os.pipe2(os.O_CLOEXEC) for _ in range(3))
+        (in_read, in_write), (out_read, out_write), (err_read, err_write) = (
+            os.pipe2(os.O_CLOEXEC) for _ in range(3)
+        )
         for fd in (in_write, out_read, err_read):
             os.set_blocking(fd, False)
         try:
@@ -210,7 +224,7 @@ class Process:
         """The mark of its lineage."""
         return self._launch.mark if self._launch else 0
 
-    def _leader_exited(self, exited: asyncio.Future[object], oom_kills: Callable[[], int]) -> None:
+    def _leader_exited(self, exited: asyncio.Future[ExitEvent], oom_kills: Callable[[], int]) -> None:
         assert self._launch is not None
         error = self._launch.exited.exception()
         if error is not None:
@@ -248,4 +262,3 @@ class Process:
 
 def _nothing() -> None:
     """A pipe's end: the process's end is what counts."""
-

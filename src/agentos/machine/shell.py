@@ -11,10 +11,19 @@ from typing import TYPE_CHECKING
 from agentos.errors import ShellClosed, SpawnFailed, StdinClosed, WaitTimeout
 from agentos.linux import pty
 from agentos.machine.jobs import Program, exit_status, spawn_failed
-from agentos.machine.link import Launch, Link
+from agentos.machine.link import ExitEvent, Launch, Link
 from agentos.machine.output import DEFAULT_PAGE_BYTES, OutputLog
 from agentos.machine.pipes import Reader, Writer
-from agentos.model import ExitStatus, Limits, OutputChunk, OutputPage, ShellInfo, TermSize, check_count, check_seconds
+from agentos.model import (
+    ExitStatus,
+    Limits,
+    OutputChunk,
+    OutputPage,
+    ShellInfo,
+    TermSize,
+    check_count,
+    check_seconds,
+)
 
 if TYPE_CHECKING:
     from agentos.machine.vm import VM
@@ -26,7 +35,9 @@ HANG_UP_SECONDS = 2.0
 class Shell:
     """An open shell of a VM. Its verbs are the VM's, with the shell's id filled in."""
 
-    def __init__(self, vm: VM, shell_id: str, program: Program, size: TermSize, scrollback_bytes: int) -> None:
+    def __init__(
+        self, vm: VM, shell_id: str, program: Program, size: TermSize, scrollback_bytes: int
+    ) -> None:
         self.shell_id = shell_id
         self.pid = 0
         self.size = size
@@ -71,10 +82,12 @@ class Shell:
         )  # fmt: skip
 
     def output(self, cursor: int = 0) -> AsyncIterator[OutputChunk]:
-        """What the terminal shows, from `cursor` on, to the shell's end. Cursor 0 begins with the retained scrollback."""
+        """What the terminal shows, from `cursor` on, to the shell's end. Cursor 0: with the retained scrollback."""
         return self.log.follow(check_count("cursor", cursor))
 
-    async def read(self, cursor: int = 0, *, max_bytes: int = DEFAULT_PAGE_BYTES, wait: float = 0.0) -> OutputPage:
+    async def read(
+        self, cursor: int = 0, *, max_bytes: int = DEFAULT_PAGE_BYTES, wait: float = 0.0
+    ) -> OutputPage:
         """A page of its output from `cursor`; waits up to `wait` seconds where there is nothing yet."""
         check_count("cursor", cursor)
         check_count("max_bytes", max_bytes, least=1)
@@ -98,7 +111,10 @@ class Shell:
         self.size = size
 
     async def wait(self, timeout: float | None = None) -> int:
-        """Its exit code, when its output up to its end is in the log. WaitTimeout after `timeout` seconds: it goes on."""
+        """Its exit code, when its output up to its end is in the log.
+
+        WaitTimeout after `timeout` seconds: it goes on.
+        """
         limit = check_seconds("timeout", timeout)
         if self.status is not None:
             return self.status.exit_code
@@ -158,7 +174,9 @@ class Shell:
         self._close_terminal()
         if self.status is None and self._hang_up_timer is None and self._launch is not None:
             mark = self._launch.mark
-            self._hang_up_timer = self._vm.link.loop.call_later(HANG_UP_SECONDS, self._vm.link.kill_soon, mark)
+            self._hang_up_timer = self._vm.link.loop.call_later(
+                HANG_UP_SECONDS, self._vm.link.kill_soon, mark
+            )
 
     def _terminal_ended(self) -> None:
         """No program has the terminal open any more."""
@@ -174,8 +192,9 @@ class Shell:
             self._reader.close()
         self._terminal_ended()
 
-    def _leader_exited(self, exited: asyncio.Future[object]) -> None:
-        assert self._launch is not None and self._exited is not None
+    def _leader_exited(self, exited: asyncio.Future[ExitEvent]) -> None:
+        assert self._launch is not None
+        assert self._exited is not None
         error = self._launch.exited.exception()
         if error is None:
             self._status = exit_status(self._launch.exited.result(), stopped=None, oom=False)

@@ -27,8 +27,9 @@ _DIRECTORIES = (
 )  # fmt: skip
 _STICKY = ("tmp", "var/tmp", "run/lock")
 _ETC = (
-    "adduser.conf", "alternatives", "apt", "bash_completion.d", "bash_completion", "bash.bashrc", "bindresvport.blacklist",
-    "ca-certificates", "ca-certificates.conf", "crypto-policies", "debconf.conf", "debian_version", "default",
+    "adduser.conf", "alternatives", "apt", "bash_completion.d", "bash_completion", "bash.bashrc",
+    "bindresvport.blacklist", "ca-certificates", "ca-certificates.conf",
+    "crypto-policies", "debconf.conf", "debian_version", "default",
     "deluser.conf", "dpkg", "emacs", "environment", "ethertypes", "fonts", "gai.conf", "host.conf", "htoprc",
     "inputrc", "issue", "java-17-openjdk", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "libnl-3", "locale.alias",
     "locale.conf", "localtime", "login.defs", "lsb-release", "magic", "magic.mime", "mailcap", "mime.types", "nanorc",
@@ -101,7 +102,15 @@ def choose_stage() -> str:
 def build(stage: str, *, guest_dir: str, software: list[str]) -> None:
     """Mount the stage and fill it."""
     syscalls.mount("agentos", stage, "tmpfs", 0, "mode=0755")
-    for name in ("skeleton", "lower", "layer", "root", "dev", "empty", *(f"lower.{n}" for n in range(len(software)))):
+    for name in (
+        "skeleton",
+        "lower",
+        "layer",
+        "root",
+        "dev",
+        "empty",
+        *(f"lower.{n}" for n in range(len(software))),
+    ):
         os.mkdir(f"{stage}/{name}", 0o755)
     _skeleton(f"{stage}/skeleton", software, guest_dir)
     _devices(f"{stage}/dev")
@@ -141,7 +150,9 @@ def install_extras(stage: str, config: dict[str, Any]) -> list[tuple[str, str]]:
     """
     extras: list[tuple[str, str]] = []
     skeleton = f"{stage}/skeleton"
-    python = next((f"{d}/python3" for d in ("/usr/bin", "/usr/local/bin", "/bin") if os.path.exists(f"{d}/python3")), "")
+    python = next(
+        (f"{d}/python3" for d in ("/usr/bin", "/usr/local/bin", "/bin") if os.path.exists(f"{d}/python3")), ""
+    )
     if not python:
         python = "/opt/python/bin/python3"
         os.mkdir(f"{skeleton}/opt/python", 0o755)
@@ -159,7 +170,8 @@ def _etc(etc: str) -> None:
     hosts = "127.0.0.1 localhost agentos\n::1 localhost ip6-localhost ip6-loopback\n"
     texts = {
         "passwd": PASSWD, "group": GROUP, "hosts": hosts, "hostname": "agentos\n", "profile": _PROFILE,
-        "nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nprotocols: files\nservices: files\n",
+        "nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n"
+        "protocols: files\nservices: files\n",
         "resolv.conf": "", "machine-id": "", "shells": "/bin/sh\n/bin/bash\n",
     }  # fmt: skip
     for name, text in texts.items():
@@ -189,7 +201,10 @@ def _copy_public(source: str, target: str) -> None:
 def _devices(dev: str) -> None:
     for name in _NODES:
         _write(f"{dev}/{name}", "")
-        mounts.attach(mounts.clone(f"/dev/{name}", mounts.attribute_bits(["nosuid", "noexec"]), recursive=False), f"{dev}/{name}")
+        mounts.attach(
+            mounts.clone(f"/dev/{name}", mounts.attribute_bits(["nosuid", "noexec"]), recursive=False),
+            f"{dev}/{name}",
+        )
     for name, target in _LINKS.items():
         os.symlink(target, f"{dev}/{name}")
     for name in ("pts", "shm", "mqueue"):

@@ -296,7 +296,9 @@ class VM:
         self._check_running()
         with self._one_more_alive():
             execution = Execution(self.link, options, self._oom_kills)
-            return await execution.run(program, fake_root=self._needs_fake_root(program.user), keep=self.keep_draining)
+            return await execution.run(
+                program, fake_root=self._needs_fake_root(program.user), keep=self.keep_draining
+            )
 
     @contextlib.contextmanager
     def _one_more_alive(self) -> Any:
@@ -417,7 +419,7 @@ class VM:
 
     def process(self, pid: int) -> Process:
         """The handle of a spawned process. ProcessNotFound when there is none of that pid."""
-        self.link
+        _ = self.link  # VmStopped before the start
         check_count("pid", pid)
         found = self._processes.get(pid)
         if found is None:
@@ -452,7 +454,7 @@ class VM:
             await self.link.request("signal", pid=pid, signal=number)
 
     async def stop_process(self, pid: int, *, kill_after: float | None = None) -> None:
-        """SIGTERM to a spawned process's group; `kill_after` seconds later SIGKILL to all its descendants, if it still runs."""
+        """SIGTERM to a spawned process's group; `kill_after` seconds later, if it still runs, `kill_process`."""
         grace = check_seconds("kill_after", kill_after)
         process = self.process(pid)
         if not process.running:
@@ -465,7 +467,7 @@ class VM:
                 await self.kill_process(pid)
 
     async def kill_process(self, pid: int) -> None:
-        """SIGKILL to a spawned process and every descendant, setsid and double fork included; returns when all are dead."""
+        """SIGKILL to a spawned process and every descendant, setsid and double fork included; then all are dead."""
         process = self.process(pid)
         if process.running:
             await self.link.request("kill", mark=process.mark)
@@ -506,7 +508,13 @@ class VM:
     ) -> Shell:
         """Open a terminal of `cols` x `rows` and run `command` in it: an interactive bash unless said otherwise."""
         program = check_program(
-            self.spec, "bash" if command is None else command, args, cwd=cwd, env=env, user=user, terminal=True
+            self.spec,
+            "bash" if command is None else command,
+            args,
+            cwd=cwd,
+            env=env,
+            user=user,
+            terminal=True,
         )
         size = TermSize(cols, rows)
         self._check_running()
@@ -536,7 +544,7 @@ class VM:
 
     def shell(self, shell_id: str) -> Shell:
         """The handle of a shell. ShellNotFound when there is none of that id."""
-        self.link
+        _ = self.link  # VmStopped before the start
         found = self._shells.get(check_text("shell_id", shell_id))
         if found is None:
             raise ShellNotFound.of(shell_id)
@@ -604,4 +612,3 @@ def check_data(name: str, data: object) -> bytes:
     if isinstance(data, bytes | bytearray | memoryview):
         return bytes(data)
     raise InvalidRequest.argument(name, data, "text or bytes")
-

@@ -53,7 +53,9 @@ class Zygote:
         self.control = control
         self.ids = ids
         self.scope = scope
-        self.confinement = Confinement(ids.mode, privileges.last_capability(), bytes.fromhex(config["filter"]))
+        self.confinement = Confinement(
+            ids.mode, privileges.last_capability(), bytes.fromhex(config["filter"])
+        )
         self.host_pidfd = os.pidfd_open(int(config["host_pid"]))
         self.lifeline_read, self.lifeline_write = os.pipe2(os.O_CLOEXEC)
         self.vms: dict[int, Vm] = {}
@@ -95,7 +97,9 @@ class Zygote:
         except OSError as error:
             notes = "; ".join([str(error), *getattr(error, "__notes__", [])])
             with contextlib.suppress(OSError):
-                channel.send({"ev": "boot_failed", "step": "create", "errno": error.errno or 0, "text": notes})
+                channel.send(
+                    {"ev": "boot_failed", "step": "create", "errno": error.errno or 0, "text": notes}
+                )
             os.close(fds[1])
         finally:
             channel.close()
@@ -219,7 +223,11 @@ def _readable(fds: list[int]) -> list[int]:
 
 
 def _in_child(
-    zygote: Zygote, message: Message, channel: BlockingChannel, sync_socket: socket.socket, cgroup: cgroups.Cgroup
+    zygote: Zygote,
+    message: Message,
+    channel: BlockingChannel,
+    sync_socket: socket.socket,
+    cgroup: cgroups.Cgroup,
 ) -> None:
     """The short-lived process between zygote and PID 1. Never returns."""
     code = 1
