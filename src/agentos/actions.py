@@ -1,0 +1,288 @@
+"""The table of actions: every wire name with its arguments and its result, for both sides of the wire.
+
+`ACTIONS` is data: the server calls VMs by it, the Python clients pack their calls by it, and documentation
+is written from it. Nothing here knows a VM or a socket. On the wire names are camelCase and times are
+milliseconds; in Python names are snake_case and times are seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from agentos import conversions as kinds
+from agentos.conversions import Kind, Result, given
+from agentos.errors import ActionNotFound, InvalidRequest
+
+Target = Literal["vm", "files", "actor"]
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """One argument. `aliases` are names that older clients use for the same option."""
+
+    name: str
+    """In Python."""
+    kind: Kind
+    required: bool = False
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def wire(self) -> str:
+        """On the wire."""
+        return kinds.camel(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One verb: its names on the wire, the method that does it, what it takes and what it gives."""
+
+    name: str
+    aliases: tuple[str, ...]
+    target: Target
+    """Whose method it is: the VM's, its file actions', or the actor's, which outlives the VM."""
+    method: str
+    params: tuple[Param, ...]
+    """Positional on the wire, in this order."""
+    options: tuple[Param, ...]
+    """Members of the object that may follow them."""
+    result: Result
+
+    def read_arguments(self, args: Sequence[Any]) -> dict[str, Any]:
+        """The keyword arguments of the method that `args`, from the wire, stand for.
+
+        Raises InvalidRequest naming the argument and what it should be.
+        """
+        most = len(self.params) + bool(self.options)
+        if len(args) > most:
+            raise InvalidRequest.argument(f"arguments of {self.name}", f"{len(args)}", f"at most {most}")
+        values: dict[str, Any] = {}
+        for index, param in enumerate(self.params):
+            value = args[index] if index < len(args) else None
+            if given(value):
+                values[param.name] = param.kind.read(param.wire, value)
+            elif param.required:
+                raise InvalidRequest.argument(param.wire, None, param.kind.wanted)
+        if len(args) == most and self.options and given(args[-1]):
+            values |= self._read_options(args[-1])
+        return values
+
+    def _read_options(self, options: Any) -> dict[str, Any]:
+        if not isinstance(options, dict):
+            raise InvalidRequest.argument("options", options, "an object")
+        known = _OPTIONS_BY_NAME[self.name]
+        values: dict[str, Any] = {}
+        for key, value in options.items():
+            param = known.get(key) if isinstance(key, str) else None
+            if param is None:
+                names = ", ".join(one.wire for one in self.options)
+                raise InvalidRequest.argument(f"options of {self.name}", key, f"one of {names}")
+            if given(value):
+                values[param.name] = param.kind.read(param.wire, value)
+        return values
+
+    def write_arguments(self, values: Mapping[str, Any]) -> list[Any]:
+        """The arguments for the wire from Python ones by name: what `read_arguments` reads as just them.
+
+        None stands for an argument that was not given. Raises InvalidRequest for an unknown or missing one.
+        """
+        known = {one.name for one in (*self.params, *self.options)}
+        unknown = [name for name in values if name not in known]
+        if unknown:
+            raise InvalidRequest.argument(f"arguments of {self.name}", unknown[0], "a known argument")
+        args = [self._write_one(param, values) for param in self.params]
+        options = {
+            param.wire: self._write_one(param, values)
+            for param in self.options
+            if values.get(param.name) is not None
+        }
+        if options:
+            return [*args, options]
+        while args and args[-1] is None:
+            args.pop()
+        return args
+
+    def _write_one(self, param: Param, values: Mapping[str, Any]) -> Any:
+        value = values.get(param.name)
+        if value is None:
+            if param.required:
+                raise InvalidRequest.argument(param.name, None, param.kind.wanted)
+            return None
+        return param.kind.write(value)
+
+
+def _need(name: str, kind: Kind) -> Param:
+    return Param(name, kind, required=True)
+
+
+_PID = _need("pid", kinds.COUNT)
+_SHELL = _need("shell_id", kinds.TEXT)
+_PATH = _need("path", kinds.PATH)
+_COMMAND = _need("command", kinds.TEXT)
+_ARGS = Param("args", kinds.TEXTS)
+_TIMEOUT = Param("timeout", kinds.MILLISECONDS)
+_PLACE = (Param("cwd", kinds.TEXT), Param("env", kinds.ENV), Param("user", kinds.TEXT))
+_EXEC = (
+    *_PLACE,
+    Param("stdin", kinds.DATA),
+    _TIMEOUT,
+    Param("idle_timeout", kinds.MILLISECONDS),
+    Param("cpu_timeout", kinds.MILLISECONDS),
+    Param("max_output_bytes", kinds.COUNT),
+    Param("encoding", kinds.choice("utf8", "bytes")),
+    Param("on_leader_exit", kinds.choice("drain", "wait", "kill")),
+)
+_SPAWN = (*_PLACE, _TIMEOUT, Param("idempotency_key", kinds.TEXT), Param("lossless", kinds.FLAG))
+_PAGE = (
+    Param("cursor", kinds.COUNT),
+    Param("max_bytes", kinds.POSITIVE),
+    Param("wait", kinds.MILLISECONDS),
+)
+_TERMINAL = (
+    Param("command", kinds.TEXT),
+    _ARGS,
+    Param("env", kinds.ENV),
+    Param("cwd", kinds.TEXT),
+    Param("user", kinds.TEXT),
+    Param("cols", kinds.CELLS),
+    Param("rows", kinds.CELLS),
+)
+_SIZE = (_need("cols", kinds.CELLS), _need("rows", kinds.CELLS))
+_MOST = (Param("max_entries", kinds.POSITIVE),)
+_MODE = Param("mode", kinds.MODE)
+
+
+def _action(
+    name: str,
+    alias: str | None,
+    method: str,
+    params: Iterable[Param],
+    options: Iterable[Param],
+    result: Result,
+    target: Target = "vm",
+) -> Action:
+    return Action(name, (alias,) if alias else (), target, method, tuple(params), tuple(options), result)
+
+
+def _file(
+    name: str, method: str, params: Iterable[Param], options: Iterable[Param], result: Result
+) -> Action:
+    return _action(name, None, method, params, options, result, "files")
+
+
+_DATA = _need("data", kinds.DATA)
+_PARENTS = Param("make_parents", kinds.FLAG)
+
+ACTIONS: Final[tuple[Action, ...]] = (
+    _action("exec", "process.exec", "exec", [_COMMAND], _EXEC, kinds.EXEC_RESULT),
+    _action("execFile", "process.execFile", "exec_file", [_COMMAND, _ARGS], _EXEC, kinds.EXEC_RESULT),
+    _action("spawn", "process.spawn", "spawn", [_COMMAND, _ARGS], _SPAWN, kinds.PID),
+    _action("writeProcessStdin", "process.writeStdin", "write_process_stdin", [_PID, _DATA], (), kinds.NONE),
+    _action("closeProcessStdin", "process.closeStdin", "close_process_stdin", [_PID], (), kinds.NONE),
+    _action("waitProcess", "process.wait", "wait_process", [_PID], [_TIMEOUT], kinds.INTEGER),
+    _action("listProcesses", "process.list", "list_processes", (), (), kinds.SPAWNED_LIST),
+    _action("getProcess", "process.get", "get_process", [_PID], (), kinds.SPAWNED),
+    _action(
+        "stopProcess",
+        "process.stop",
+        "stop_process",
+        [_PID],
+        [Param("kill_after", kinds.MILLISECONDS)],
+        kinds.NONE,
+    ),
+    _action("killProcess", "process.kill", "kill_process", [_PID], (), kinds.NONE),
+    _action(
+        "signalProcess",
+        "process.signal",
+        "signal_process",
+        [_PID, _need("signal", kinds.SIGNAL)],
+        (),
+        kinds.NONE,
+    ),
+    _action("readProcessOutput", "process.readOutput", "read_process_output", [_PID], _PAGE, kinds.PAGE),
+    _action("allProcesses", "process.all", "all_processes", (), (), kinds.PROCESS_LIST),
+    _action("processTree", "process.tree", "process_tree", (), (), kinds.FOREST),
+    _action("openShell", "terminal.open", "open_shell", (), _TERMINAL, kinds.SHELL_ID),
+    _action("writeShell", "terminal.write", "write_shell", [_SHELL, _DATA], (), kinds.NONE),
+    _action("resizeShell", "terminal.resize", "resize_shell", [_SHELL, *_SIZE], (), kinds.NONE),
+    _action("closeShell", "terminal.close", "close_shell", [_SHELL], (), kinds.NONE),
+    _action("waitShell", "terminal.wait", "wait_shell", [_SHELL], [_TIMEOUT], kinds.INTEGER),
+    _action("listShells", "terminal.list", "list_shells", (), (), kinds.SHELL_LIST),
+    _action("readShell", "terminal.read", "read_shell", [_SHELL], _PAGE, kinds.PAGE),
+    _file(
+        "readFile",
+        "read_file",
+        [_PATH],
+        [Param("offset", kinds.COUNT), Param("length", kinds.COUNT)],
+        kinds.BYTES,
+    ),
+    _file(
+        "writeFile",
+        "write_file",
+        [_PATH, _DATA],
+        [_MODE, Param("append", kinds.FLAG), _PARENTS],
+        kinds.NONE,
+    ),
+    _file("readFiles", "read_files", [_need("paths", kinds.PATHS)], (), kinds.CONTENTS),
+    _file("writeFiles", "write_files", [_need("files", kinds.FILES)], (), kinds.WRITTEN),
+    _file("stat", "stat", [_PATH], (), kinds.STAT),
+    _file(
+        "mkdir",
+        "mkdir",
+        [_PATH],
+        [Param("parents", kinds.FLAG, aliases=("recursive",)), _MODE],
+        kinds.NONE,
+    ),
+    _file("readdir", "readdir", [_PATH], _MOST, kinds.NAMES),
+    _file("readdirEntries", "readdir_entries", [_PATH], _MOST, kinds.ENTRIES),
+    _file("readdirRecursive", "readdir_recursive", [_PATH], _MOST, kinds.ENTRIES),
+    _file("exists", "exists", [_PATH], (), kinds.BOOLEAN),
+    _file(
+        "move",
+        "move",
+        [_need("source", kinds.PATH), _need("target", kinds.PATH)],
+        [Param("overwrite", kinds.FLAG)],
+        kinds.NONE,
+    ),
+    _file(
+        "deleteFile",
+        "delete_file",
+        [_PATH],
+        [Param("recursive", kinds.FLAG), Param("missing_ok", kinds.FLAG)],
+        kinds.NONE,
+    ),
+    _action(
+        "vmFetch",
+        None,
+        "fetch",
+        [_need("port", kinds.COUNT), _need("url", kinds.TEXT)],
+        [Param("method", kinds.TEXT), Param("headers", kinds.HEADERS), Param("body", kinds.DATA)],
+        kinds.FETCHED,
+        "actor",
+    ),
+    _action("destroy", None, "destroy", (), (), kinds.NONE, "actor"),
+)
+"""Every action."""
+
+BY_NAME: Final[dict[str, Action]] = {
+    name: action for action in ACTIONS for name in (action.name, *action.aliases)
+}
+"""By wire name and by alias."""
+
+BY_METHOD: Final[dict[str, Action]] = {action.method: action for action in ACTIONS}
+"""By the name of the Python method."""
+
+_OPTIONS_BY_NAME: Final[dict[str, dict[str, Param]]] = {
+    action.name: {name: one for one in action.options for name in (one.wire, *one.aliases)}
+    for action in ACTIONS
+}
+
+
+def find(name: str) -> Action:
+    """The action of this wire name or alias. Raises ActionNotFound."""
+    action = BY_NAME.get(name)
+    if action is None:
+        shown = name if len(name) <= 80 else name[:77] + "..."
+        raise ActionNotFound(f"Action `{shown}` was not found.", action=shown)
+    return action
