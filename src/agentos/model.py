@@ -213,7 +213,7 @@ class Usage:
 
     cpu_ms: float = 0.0
     max_rss_bytes: int = 0
-    """Greatest resident size of any one of them; its floor is that of the launcher the program was exec'd from."""
+    """Greatest resident size of any one of them; its floor is that of the spawner that started it."""
 
 
 @dataclass(frozen=True, slots=True)

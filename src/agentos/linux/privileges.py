@@ -32,12 +32,6 @@ def drop_bounding(last_cap: int, keep: int = 0) -> None:
             syscalls.prctl(syscalls.PR_CAPBSET_DROP, cap)
 
 
-def drop_root_caps() -> None:
-    """Drop from the bounding set what `drop_bounding` kept for root."""
-    for cap in _KEPT_CAPS:
-        syscalls.prctl(syscalls.PR_CAPBSET_DROP, cap)
-
-
 def set_no_new_privs() -> None:
     """execve(2) can grant nothing any more, PR_SET_NO_NEW_PRIVS."""
     syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
@@ -48,11 +42,12 @@ def set_undumpable() -> None:
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
 
 
-def become(uid: int, gid: int, *, capabilities: int, set_groups: bool) -> None:
-    """Take on `uid` and `gid` with exactly `capabilities`, in the caller's user namespace."""
-    if set_groups:
-        os.setgroups([])
+def become(uid: int, gid: int, *, capabilities: int) -> None:
+    """Take on `uid` and `gid`, without other groups, with exactly `capabilities` in the caller's user namespace."""
+    os.setgroups([])
     os.setresgid(gid, gid, gid)
+    # Without it, capabilities go when the last id that is 0 does, capabilities(7).
+    syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 1 if capabilities else 0)
     os.setresuid(uid, uid, uid)
     syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_CLEAR_ALL)
     syscalls.capset(capabilities, capabilities)

@@ -21,7 +21,7 @@ def pids(proc: str = "/proc") -> list[int]:
 
 def read_small(path: str, limit: int = 65536) -> bytes:
     """At most `limit` bytes of a proc file, in one read."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         return os.read(fd, limit)
     finally:

@@ -95,6 +95,8 @@ _ALLOWED = """
     time gettimeofday clock_gettime clock_getres adjtimex clock_adjtime nanosleep clock_nanosleep
     alarm getitimer setitimer timer_create timer_settime timer_gettime timer_getoverrun timer_delete
 
+    setrlimit prlimit64
+
     connect accept accept4 bind listen shutdown getsockname getpeername getsockopt setsockopt
     sendto recvfrom sendmsg recvmsg sendmmsg recvmmsg
 """
@@ -104,7 +106,7 @@ _REFUSED: dict[str, str] = {
     "reads, writes or steals from other processes; with one user id that could be the VM's init": """
         ptrace process_vm_readv process_vm_writev process_madvise process_mrelease pidfd_getfd kcmp""",
     "makes, enters or rearranges namespaces and mounts; new namespaces open much more of the kernel": """
-        unshare setns chroot pivot_root mount umount2 open_tree open_tree_attr move_mount mount_setattr
+        setns chroot pivot_root mount umount2 open_tree open_tree_attr move_mount mount_setattr
         fsopen fsconfig fsmount fspick""",
     "opens files by their number, past every directory's permissions (the Shocker escape)": """
         name_to_handle_at open_by_handle_at""",
@@ -141,6 +143,7 @@ _ABSENT: dict[str, str] = {
 
 # linux/sched.h: every CLONE_NEW* flag. The kernel reads the low half only, so the filter does too.
 _NAMESPACE_FLAGS = 0x7E020080
+_CLONE_NEWCGROUP = 0x02000000
 
 # linux/socket.h, linux/net.h, linux/in.h
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
@@ -176,14 +179,12 @@ _MADV_MERGEABLE = 12  # asm-generic/mman-common.h; the same for one mapping
 # linux/stat.h
 _S_IFMT, _S_IFCHR, _S_IFBLK = 0xF000, 0x2000, 0x6000
 
-_RLIMIT_RTTIME = 15  # asm-generic/resource.h
 
 
-def build_filter(arch: str, *, deny_lineage_mark: bool = True) -> bytes:
+def build_filter(arch: str) -> bytes:
     """Build the filter for `arch`, "x86_64" or "aarch64", as an array of struct sock_filter.
 
-    With `deny_lineage_mark` nobody under the filter can change RLIMIT_RTTIME: every child inherits the value,
-    so whoever set it before can tell by it which tree of processes a process is of. It can still be read.
+    Raises ValueError for another architecture.
     """
     if arch not in NUMBERS:
         raise ValueError(f"no system calls known for {arch}: only for {', '.join(NUMBERS)}")
@@ -191,7 +192,7 @@ def build_filter(arch: str, *, deny_lineage_mark: bool = True) -> bytes:
     answers = dict.fromkeys(_ALLOWED.split(), _ALLOW)
     answers |= dict.fromkeys(" ".join(_REFUSED.values()).split(), _EPERM)
     answers |= dict.fromkeys(" ".join(_ABSENT.values()).split(), _ENOSYS)
-    answers |= _looked_into(deny_lineage_mark)
+    answers |= _looked_into()
     # A number without a name is a newer call. A name without an answer is a KeyError here, never a hole.
     calls = dispatch({number: answers[name] for name, number in numbers.items()}, otherwise=_ENOSYS)
     if arch == "x86_64":
@@ -219,7 +220,7 @@ class _CountedProgram(ctypes.Structure):
     _fields_ = (("count", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
 
-def _looked_into(deny_lineage_mark: bool) -> dict[str, bytes]:
+def _looked_into() -> dict[str, bytes]:
     """Return the rules of the calls whose arguments decide.
 
     Arguments that the kernel declares as int are compared by their low half alone: it ignores the other, so a
@@ -229,6 +230,8 @@ def _looked_into(deny_lineage_mark: bool) -> dict[str, bytes]:
     terminal = one_of((_TIOCSTI, _TIOCLINUX, _TIOCSETD), _EPERM, _ALLOW)
     return {
         "clone": look_at(argument(0), any_bit(_NAMESPACE_FLAGS, _EPERM, _ALLOW)),
+        # For the spawner, which has CAP_SYS_ADMIN in the VM's user namespace; the kernel refuses it to all others.
+        "unshare": look_at(argument(0), one_of((_CLONE_NEWCGROUP,), _ALLOW, _EPERM)),
         "socket": socket,
         "socketpair": socket,
         "ioctl": look_at(argument(1), terminal),
@@ -237,7 +240,6 @@ def _looked_into(deny_lineage_mark: bool) -> dict[str, bytes]:
         "madvise": look_at(argument(2), one_of((_MADV_MERGEABLE,), _error(errno.EINVAL), _ALLOW)),
         "mknod": _make_node(argument(1)),
         "mknodat": _make_node(argument(2)),
-        **_set_limit(deny_lineage_mark),
     }
 
 
@@ -268,15 +270,3 @@ def _prctl() -> bytes:
 def _make_node(mode: int) -> bytes:
     """Allow regular files, fifos and sockets, but no device, mknod(2)."""
     return look_at(mode, one_of((_S_IFCHR, _S_IFBLK), _EPERM, _ALLOW), mask=_S_IFMT)
-
-
-def _set_limit(deny_lineage_mark: bool) -> dict[str, bytes]:
-    """Return the rules of setrlimit and prlimit64, whose third argument is a pointer that may be null."""
-    if not deny_lineage_mark:
-        return {"setrlimit": _ALLOW, "prlimit64": _ALLOW}
-    no_high_half = look_at(argument(2, high=True), one_of((0,), _ALLOW, _EPERM))
-    only_reads = look_at(argument(2), one_of((0,), no_high_half, _EPERM))
-    return {
-        "setrlimit": look_at(argument(0), one_of((_RLIMIT_RTTIME,), _EPERM, _ALLOW)),
-        "prlimit64": look_at(argument(1), one_of((_RLIMIT_RTTIME,), only_reads, _ALLOW)),
-    }

@@ -36,6 +36,7 @@ class Boot:
     def __init__(self, prepared: list[int]) -> None:
         self.prepared = prepared
         self.kept_fds: list[int] = []
+        self.processes = 0
 
     def apply(self, steps: list[Step]) -> None:
         """Apply `steps` in order. Raises StepFailed at the first that fails."""
@@ -106,8 +107,9 @@ class Boot:
             os.close(register)
 
     def limits(self, processes: int, open_files: int) -> None:
-        # Counted per user namespace (Linux 5.14), so exact for this VM though the host's user has other processes.
-        privileges.set_limit(resource.RLIMIT_NPROC, processes)
+        # Init's children set it for what they start: counted per user namespace (Linux 5.14), so exact for this VM
+        # though the host's user has other processes. Init itself must be able to fork when the VM can not.
+        self.processes = processes
         privileges.set_limit(resource.RLIMIT_NOFILE, open_files)
         privileges.set_limit(resource.RLIMIT_CORE, 0)
         privileges.set_limit(resource.RLIMIT_MEMLOCK, 64 * 1024)

@@ -1,4 +1,4 @@
-"""Messages with descriptors over a Unix stream socket, between host, zygote, init and launcher.
+"""Messages with descriptors over a Unix stream socket, between host, zygote, init and its servants.
 
 A frame is 4 bytes of length (little-endian), 1 byte with the number of descriptors, and that many
 bytes of JSON: an object. The descriptors travel as SCM_RIGHTS with the frame's first byte. Nothing
@@ -121,7 +121,7 @@ def read(sock: socket.socket) -> tuple[bytes, list[int]]:
 
 
 class BlockingChannel:
-    """The zygote's, init's and launcher's end: one message at a time, waiting for it."""
+    """The guest side's end: one message at a time, waiting for it."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock

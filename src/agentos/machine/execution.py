@@ -84,11 +84,11 @@ class Execution:
         self._pipes_ended = 0
         self._all_ended: asyncio.Future[None] | None = None
 
-    async def run(self, program: Program, *, fake_root: bool, keep: Callable[[Reader], None]) -> ExecResult:
+    async def run(self, program: Program, *, keep: Callable[[Reader], None]) -> ExecResult:
         """Run to the end. `keep` takes over pipes that children still hold."""
         began = time.monotonic()
         ooms = self._oom_kills()
-        launch = self._start(program, fake_root=fake_root)
+        launch = self._start(program)
         try:
             await self._feed_stdin()
             event = await launch.exited
@@ -104,12 +104,12 @@ class Execution:
         except VmStopped:
             return self._result(ExitStatus(137, "SIGKILL", "vmStopped"), (), time.monotonic() - began)
         except BaseException:
-            self._link.kill_soon(launch.mark)
+            self._link.kill_soon(launch)
             raise
         finally:
             self._clean_up(keep)
 
-    def _start(self, program: Program, *, fake_root: bool) -> Launch:
+    def _start(self, program: Program) -> Launch:
         pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3 if self._options.stdin is not None else 2)]
         theirs = [write for _, write in pipes[:2]]
         if self._options.stdin is not None:
@@ -119,7 +119,7 @@ class Execution:
             os.set_blocking(fd, False)
         job = program.job(stdin=self._options.stdin is not None)
         try:
-            launch = self._launch = self._link.launch(job, theirs, fake_root=fake_root)
+            launch = self._launch = self._link.launch(job, theirs)
         except BaseException:
             for fd in ours:
                 os.close(fd)
@@ -137,7 +137,6 @@ class Execution:
                 loop, self._stop, wall=options.timeout, idle=options.idle_timeout, cpu=options.cpu_timeout,
                 cpu_used=self._cpu_used,
             )  # fmt: skip
-        self._link.prepare_spare()
         return launch
 
     async def _feed_stdin(self) -> None:
@@ -171,7 +170,7 @@ class Execution:
     def _stop(self, reason: Reason) -> None:
         if self._stopped is None and self._launch is not None:
             self._stopped = reason
-            self._link.kill_soon(self._launch.mark)
+            self._link.kill_soon(self._launch)
 
     async def _cpu_used(self) -> float:
         assert self._launch is not None
@@ -183,10 +182,10 @@ class Execution:
     ) -> tuple[tuple[Orphan, ...], ExitStatus]:
         if self._stopped or (orphans and self._options.on_leader_exit == "kill"):
             # Wait for the kill to be complete: when the result is there, no descendant is.
-            await self._link.request("kill", mark=launch.mark)
+            await self._link.kill(launch)
             orphans = ()
         elif orphans and self._options.on_leader_exit == "wait":
-            await self._link.request("await_end", mark=launch.mark)
+            await self._link.lineage_ended(launch)
             orphans = ()
             if self._stopped:
                 status = ExitStatus(status.exit_code, status.signal, self._stopped, status.usage)

@@ -27,7 +27,7 @@ from agentos.model import VmSpec
 
 _SOURCE = Path(__file__).resolve().parent
 RESERVED_PROCESSES = 16
-"""Beyond limits.processes, for init and its launchers."""
+"""Beyond limits.processes, for init and its servants."""
 
 
 @dataclass(slots=True)

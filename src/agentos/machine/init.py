@@ -1,49 +1,50 @@
-"""PID 1 of a VM: makes the VM by its plan, forks launchers, reaps everything, kills whole lineages, reports.
+"""PID 1 of a VM: makes the VM by its plan, forks its confined servants, kills whole lineages, looks at the table.
 
-It runs no guest code and opens no path that a guest could have made (the launchers do, without privileges).
-It ends when the host closes its channel or the zygote is gone, and the kernel then kills all that runs in
-the VM. Only the standard library is imported.
+It runs no guest code and opens no path that a guest could have made: its children do, without privileges
+(`spawner` starts programs, `fileserver` touches files). It ends when the host closes its channel or the
+zygote is gone, and the kernel then kills all that runs in the VM. Only the standard library is imported.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
-import resource
 import select
 import signal
 import socket
 import time
+from collections import deque
 from types import FrameType
 from typing import Any
 
 from agentos.linux import proc
+from agentos.machine import connector, fileserver, spawner  # noqa: F401  # loaded once, for every fork
 from agentos.machine.boot import Boot, Step, StepFailed
 from agentos.machine.channel import BlockingChannel, ChannelBroken, Message
-from agentos.machine.launcher import LINEAGE_BASE, Confinement, fork_launcher
+from agentos.machine.confinement import Confinement, fork_confined
 
 _KILL_SECONDS = 5.0
 _STOP_AFTER_PASSES = 20
 _DEAD = ("Z", "X", "")
-_ORPHANS_NAMED = 64
-
-
-def _note_signal(number: int, frame: FrameType | None) -> None:
-    """The wakeup descriptor has told the loop already; a handler must exist for it to be written to."""
+_MEMBERS_NAMED = 64
+_ENDS_REMEMBERED = 256
 
 
 class Init:
     """The loop of PID 1. It waits for the channel, a signal, or the end of the zygote; never on a timer."""
 
-    def __init__(self, channel: BlockingChannel, lifeline: int, confinement: Confinement) -> None:
+    def __init__(self, channel: BlockingChannel, lifeline: int, confinement: Confinement, processes: int) -> None:
         self.channel = channel
         self.lifeline = lifeline
         self.confinement = confinement
-        self.marks: dict[int, int] = {}
-        """pid of each launcher, or the program that it became, -> its mark."""
+        self.processes_limit = processes
+        self.servants: dict[int, int] = {}
+        """pid of each confined child -> the number that the host gave it."""
+        self.adopted: dict[int, int] = {}
+        """pid of a program whose spawner is gone -> number of its job."""
+        self.ends: deque[Message] = deque(maxlen=_ENDS_REMEMBERED)
+        """The latest ends of children that were not known, in case they are asked for."""
         self.awaited: dict[int, list[int]] = {}
         """Mark -> ids of the requests to be answered when no process of that lineage is left."""
-        self.children_fd = _open_children_list()
 
     def run(self) -> None:
         """Serve until the channel or the lifeline ends."""
@@ -67,48 +68,59 @@ class Init:
                         self.handle(message, fds)
 
     def handle(self, message: Message, fds: list[int]) -> None:
-        """Do what the host asks. A request with an `id` is answered with that id."""
+        """Do what the host asks. A request with an `id` is answered with that id, at once or later."""
         answer = _REQUESTS[message["op"]](self, message, fds)
         if answer is not None:
             self.channel.send({"id": message["id"], **answer})
 
-    def launch(self, message: Message, fds: list[int]) -> None:
-        mark = int(message["mark"])
+    def fork(self, message: Message, fds: list[int]) -> None:
+        """Fork a servant on the socket that came along. Its failure is told on that socket."""
         sock = socket.socket(fileno=fds[0])
         try:
-            pid = fork_launcher(sock, mark, self.confinement, fake_root=bool(message.get("fake_root")))
+            pid = fork_confined(sock, message, self.confinement, self.processes_limit)
+            self.servants[pid] = int(message["number"])
         except OSError as error:
+            BlockingChannel(sock).send({"failed": message["kind"], "errno": error.errno or 0, "step": "fork"})
             sock.close()
-            self.channel.send({"ev": "launch_failed", "mark": mark, "errno": error.errno})
-            return
-        self.marks[pid] = mark
-        self.channel.send({"ev": "launched", "mark": mark, "pid": pid})
 
-    def signal_process(self, message: Message, fds: list[int]) -> Message:
-        """A signal to one process, or with `group` to the process group that it leads. Only a launched one."""
-        pid, number = int(message["pid"]), int(message["signal"])
-        if pid not in self.marks:
-            return {"sent": False}
-        try:
-            (os.killpg if message.get("group") else os.kill)(pid, number)
-        except ProcessLookupError:
-            return {"sent": False}
-        return {"sent": True}
+    def end_servant(self, message: Message, fds: list[int]) -> None:
+        """SIGKILL to a servant that no longer serves, for instance because the guest has stopped it."""
+        for pid, number in self.servants.items():
+            if number == int(message["number"]):
+                _kill(pid, signal.SIGKILL)
+
+    def signal_process(self, message: Message, fds: list[int]) -> None:
+        """A signal to an adopted program, or with `group` to the process group that it leads."""
+        pid = int(message["pid"])
+        if pid in self.adopted:
+            _kill(pid, int(message["signal"]), group=bool(message.get("group")))
+
+    def adopt(self, message: Message, fds: list[int]) -> None:
+        """A spawner is gone: from now on report the ends of the programs that it had started."""
+        known = {end["pid"]: end for end in self.ends}
+        for number, pid in message["jobs"]:
+            if pid in known:
+                self.channel.send({"ev": "exited", **known[pid], "exited": number})
+            else:
+                self.adopted[pid] = number
 
     def kill_lineage(self, message: Message, fds: list[int]) -> Message:
         """SIGKILL to every process that carries `mark`, until a whole look at the process table finds none."""
         mark = int(message["mark"])
         killed: set[int] = set()
         stopped: list[int] = []
+        members: list[int] = []
+        passes = 0
         deadline = time.monotonic() + _KILL_SECONDS
-        for number in itertools.count():
+        while True:
             members = [pid for pid in self.lineage(mark) if _state(pid) not in _DEAD]
             if not members or time.monotonic() > deadline:
                 break
-            if number == _STOP_AFTER_PASSES:
+            passes += 1
+            if passes == _STOP_AFTER_PASSES:
                 # They fork faster than they are found. kill(-1) stops all at one instant, forks included.
                 stopped = [pid for pid in proc.pids() if pid != 1 and _state(pid) not in ("T", *_DEAD)]
-                os.kill(-1, signal.SIGSTOP)
+                _kill(-1, signal.SIGSTOP)
                 continue
             _kill_and_await(members, deadline)
             killed.update(members)
@@ -123,80 +135,71 @@ class Init:
         return {"cpu_ms": sum(proc.cpu_ms(pid) for pid in self.lineage(int(message["mark"])))}
 
     def processes(self, message: Message, fds: list[int]) -> Message:
-        """The VM's process table, without init and the launchers that still wait."""
+        """The VM's process table, without init and its servants."""
         table = []
         for pid in proc.pids():
-            if pid == 1:
+            if pid == 1 or pid in self.servants:
                 continue
             entry = proc.read_process(pid)
             if entry is not None:
-                entry["mark"] = _mark_of(pid)
                 table.append(entry)
         return {"processes": table}
 
+    def members(self, message: Message, fds: list[int]) -> Message:
+        """The living members of a lineage, named."""
+        named: list[list[Any]] = []
+        for pid in self.lineage(int(message["mark"])):
+            entry = proc.read_process(pid)
+            if entry is not None and entry["state"] not in _DEAD and len(named) < _MEMBERS_NAMED:
+                args = entry["args"]
+                named.append([pid, " ".join(args) if args else entry["comm"]])  # type: ignore[arg-type]
+        return {"members": named}
+
     def await_end(self, message: Message, fds: list[int]) -> Message | None:
-        """Answer when the lineage has died out: its last member, whoever its parent was, becomes init's to reap."""
+        """Answer when the lineage has died out, where its processes are init's to reap."""
         mark = int(message["mark"])
         if not self.lineage(mark):
             return {}
         self.awaited.setdefault(mark, []).append(int(message["id"]))
         return None
 
-    def members(self, message: Message, fds: list[int]) -> Message:
-        """The living members of a lineage, named."""
-        return {"members": self.named_lineage(int(message["mark"]))}
-
     def lineage(self, mark: int) -> list[int]:
         """The pids of all processes that carry `mark`."""
-        return [pid for pid in proc.pids() if pid != 1 and _mark_of(pid) == mark]
-
-    def named_lineage(self, mark: int) -> list[list[Any]]:
-        named: list[list[Any]] = []
-        for pid in self.lineage(mark):
-            entry = proc.read_process(pid)
-            if entry is not None and entry["state"] != "Z" and len(named) < _ORPHANS_NAMED:
-                named.append([pid, " ".join(entry["args"]) if entry["args"] else entry["comm"]])  # type: ignore[arg-type]
-        return named
+        return [pid for pid in proc.pids() if pid != 1 and pid not in self.servants and _mark_of(pid) == mark]
 
     def reap(self) -> None:
-        """Collect every child that ended, and report those that a launch began."""
+        """Collect every child that ended, and report adopted programs."""
         while True:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
-                pid = 0
+                break
             if pid == 0:
                 break
-            mark = self.marks.pop(pid, None)
-            if mark is None:
+            if pid in self.servants:
+                del self.servants[pid]
                 continue
-            self.channel.send(
-                {
-                    "ev": "exited",
-                    "mark": mark,
-                    "pid": pid,
-                    "status": status,
-                    "cpu_ms": (usage.ru_utime + usage.ru_stime) * 1000,
-                    "maxrss": usage.ru_maxrss * 1024,
-                    "orphans": self.named_lineage(mark) if self.has_strangers() else [],
-                }
-            )
-
+            end: Message = {
+                "pid": pid,
+                "status": status,
+                "cpu_ms": (usage.ru_utime + usage.ru_stime) * 1000,
+                "maxrss": usage.ru_maxrss * 1024,
+                "strangers": True,
+            }
+            if pid in self.adopted:
+                self.channel.send({"ev": "exited", **end, "exited": self.adopted.pop(pid)})
+            else:
+                self.ends.append(end)
         for mark in [mark for mark in self.awaited if not self.lineage(mark)]:
             for number in self.awaited.pop(mark):
                 self.channel.send({"id": number})
 
-    def has_strangers(self) -> bool:
-        """Whether init has a child that it did not launch: whoever outlives its parent becomes one."""
-        if self.children_fd < 0:
-            return True
-        listed = os.pread(self.children_fd, 65536, 0)
-        return any(int(pid) not in self.marks for pid in listed.split())
-
 
 _REQUESTS: dict[str, Any] = {
-    "launch": Init.launch,
+    "fork": Init.fork,
+    "end_servant": Init.end_servant,
     "signal": Init.signal_process,
+    "adopt": Init.adopt,
     "kill": Init.kill_lineage,
     "usage": Init.usage,
     "processes": Init.processes,
@@ -205,19 +208,16 @@ _REQUESTS: dict[str, Any] = {
 }
 
 
-def _open_children_list() -> int:
-    try:
-        return os.open("/proc/1/task/1/children", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return -1
+def _note_signal(number: int, frame: FrameType | None) -> None:
+    """The wakeup descriptor has told the loop already; a handler must exist for it to be written to."""
 
 
 def _mark_of(pid: int) -> int:
+    """The inode number of a process's cgroup namespace: see `spawner`."""
     try:
-        limit = resource.prlimit(pid, resource.RLIMIT_RTTIME)[1]
-    except (ProcessLookupError, PermissionError):
+        return os.stat(f"/proc/{pid}/ns/cgroup").st_ino
+    except OSError:
         return -1
-    return limit - LINEAGE_BASE if limit >= LINEAGE_BASE else -1
 
 
 def _state(pid: int) -> str:
@@ -248,9 +248,9 @@ def _kill_and_await(members: list[int], deadline: float) -> None:
         os.close(pidfd)
 
 
-def _kill(pid: int, number: int) -> None:
+def _kill(pid: int, number: int, *, group: bool = False) -> None:
     try:
-        os.kill(pid, number)
+        (os.killpg if group else os.kill)(pid, number)
     except ProcessLookupError:
         pass
 
@@ -267,13 +267,11 @@ def main(
     try:
         boot = Boot(prepared)
         boot.apply(steps)
-        init = Init(channel, lifeline, confinement)
+        init = Init(channel, lifeline, confinement, boot.processes)
         channel.send(booted)
         init.run()
     except StepFailed as failure:
-        channel.send(
-            {"ev": "boot_failed", "step": failure.step, "errno": failure.errno, "text": failure.text}
-        )
+        channel.send({"ev": "boot_failed", "step": failure.step, "errno": failure.errno, "text": failure.text})
         return 1
     except ChannelBroken:
         return 0

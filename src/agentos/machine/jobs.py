@@ -1,4 +1,4 @@
-"""What a caller asks to run, checked and turned into a launcher's job."""
+"""What a caller asks to run, checked and turned into a spawner's job."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Program(NamedTuple):
     user: str
 
     def job(self, **stdio: Any) -> dict[str, Any]:
-        """The launcher's job; `stdio` is its stdin or pty entry."""
+        """The spawner's job; `stdio` is its stdin or pty entry."""
         uid = UIDS[self.user]
         return {
-            "kind": "exec", "argv": self.argv, "cwd": self.cwd, "env": list(self.env.items()), "uid": uid, **stdio,
+            "argv": self.argv, "cwd": self.cwd, "env": self.env, "uid": uid, **stdio,
         }  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def exit_status(event: ExitEvent, *, stopped: Reason | None, oom: bool) -> ExitS
 
 
 def spawn_failed(error: SpawnFailed, program: Program) -> SpawnFailed:
-    """The launcher's short error, told in full."""
+    """The spawner's short error, told in full."""
     step = error.details.get("step", "exec")
     subject = {"exec": program.argv[0], "chdir": program.cwd}.get(step, program.argv[0])
     what = "working directory" if step == "chdir" else "program"

@@ -1,13 +1,13 @@
-"""The host's end of one VM: its channel to init, launches, and what init reports about them.
+"""The host's end of one VM: its channel to init, its spawners, and the programs that they started.
 
-A launch is a launcher that init forked, its private socket, and a mark that all its descendants carry. The
-host sends the job on that socket without waiting for init, so starting a program takes one hop. One spare
-launcher is kept ahead of need while the VM is in use.
+Starting a program takes one hop, straight to the spawner of the program's user, and so does the news of its
+end. Init is asked for what needs its privileges: killing whole lineages, looking at every process.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import os
 import socket
@@ -20,10 +20,10 @@ from agentos.errors import BootFailed, SpawnFailed, VmStopped
 from agentos.machine import channel
 from agentos.machine.channel import ChannelBroken, Decoder, Message
 
-SPARE_SECONDS = 10.0
-"""How long an unused spare launcher is kept (it costs about as much memory as the VM itself)."""
+IDLE_SECONDS = 10.0
+"""How long an unused spawner is kept (it costs about as much memory as the VM itself)."""
 LAUNCH_SECONDS = 20.0
-"""A launcher that has not taken its job by then is stuck, for instance stopped by the guest."""
+"""A spawner that has not started a program by then is stuck, for instance stopped by the guest."""
 MAX_UNSENT_BYTES = 4 * 1024 * 1024
 
 
@@ -110,12 +110,6 @@ class Port:
         for message, owned in messages:
             self._received(message, owned)
 
-    def detach(self) -> socket.socket:
-        """Give the socket away; this port is closed then. Nothing may be unsent."""
-        copy = self.sock.dup()
-        self.close()
-        return copy
-
     def close(self) -> None:
         """Close the socket and every descriptor that waits on it."""
         if self.closed:
@@ -132,93 +126,145 @@ class Port:
 
 
 class Launch:
-    """One launcher and what it became."""
+    """One program that a spawner was asked to start."""
 
-    def __init__(self, link: Link, mark: int, sock: socket.socket) -> None:
+    def __init__(self, link: Link, number: int, spawner: Spawner) -> None:
         loop = link.loop
-        self.mark = mark
+        self.number = number
+        self.spawner = spawner
         self.pid = 0
-        self.is_program = False
-        """Whether it becomes, or became, a guest's program: other launchers are no part of the VM's process table."""
+        self.mark = 0
+        """What all its descendants carry; known once it has started."""
         self.error: SpawnFailed | None = None
         self.master_fd = -1
-        """The pty's master, or the connected socket, that the launcher handed over."""
+        """The pty's master, until somebody takes it."""
         self.settled: asyncio.Future[None] = loop.create_future()
-        """Done when the program has taken over, the launcher has answered, or it failed (`error`)."""
-        self.known: asyncio.Future[None] = loop.create_future()
-        """Done when `pid` is known."""
+        """Done when the program runs or could not be started (`error`)."""
         self.exited: asyncio.Future[ExitEvent] = loop.create_future()
+        self.kill_wanted = False
         self._link = link
-        self.port = Port(loop, sock, self._received, self._ended)
-        self._deadline: asyncio.TimerHandle | None = None
+        self._deadline: asyncio.TimerHandle | None = loop.call_later(LAUNCH_SECONDS, spawner.give_up)
 
-    def start(self, job: Message, fds: Sequence[int] = ()) -> None:
-        """Send the job; `fds` are closed here."""
-        self.is_program = job["kind"] == "exec"
-        if self.is_program:
-            self._deadline = self._link.loop.call_later(LAUNCH_SECONDS, self._too_slow)
-        self.port.send(job, fds)
-
-    def hand_over(self) -> socket.socket:
-        """The launcher's socket, for a job that is served over it; from here on the caller's to read and close."""
-        return self.port.detach()
-
-    def _received(self, message: Message, fds: list[int]) -> None:
-        if "error" in message:
-            number = int(message["error"])
-            self.error = SpawnFailed(os.strerror(number), errno=number, step=str(message.get("step")))
-        elif len(fds) == 1 and self.master_fd < 0:
+    def note_started(self, message: Message, fds: list[int]) -> None:
+        """The spawner has started it."""
+        self.pid, self.mark = int(message["pid"]), int(message["mark"])
+        if fds:
             self.master_fd = fds.pop()
-        for fd in fds:
-            os.close(fd)
-        if self.error or message.get("connected"):
-            self._settle()
-
-    def _ended(self) -> None:
         self._settle()
+        if self.kill_wanted:
+            self._link.kill_soon(self)
+
+    def note_failed(self, number: int, step: str) -> None:
+        """It could not be started."""
+        self.error = SpawnFailed(os.strerror(number), errno=number, step=step)
+        self._settle()
+        if not self.exited.done():
+            self.exited.set_result(ExitEvent(0, 127 << 8, 0.0, 0, ()))
+
+    def note_exit(self, message: Message, orphans: tuple[tuple[int, str], ...]) -> None:
+        """Its leader has been reaped."""
+        status, cpu_ms, max_rss = int(message["status"]), float(message["cpu_ms"]), int(message["maxrss"])
+        if not self.exited.done():
+            self.exited.set_result(ExitEvent(self.pid, status, cpu_ms, max_rss, orphans))
 
     def _settle(self) -> None:
         if self._deadline:
             self._deadline.cancel()
+            self._deadline = None
         if not self.settled.done():
             self.settled.set_result(None)
 
-    def _too_slow(self) -> None:
-        self.error = SpawnFailed("the launcher did not take its job in time", errno=110, step="launch")
-        self._settle()
-        self._link.kill_soon(self.mark)
-
-    def note_pid(self, pid: int) -> None:
-        """Init has forked it."""
-        self.pid = pid
-        if not self.known.done():
-            self.known.set_result(None)
-
-    def note_exit(self, event: ExitEvent) -> None:
-        """Init has reaped the leader."""
-        # An error that it sent before it ended may still be unread: the sockets are not ordered to each other.
-        while not self.port.closed and not self.settled.done():
-            before = self.port.closed
-            self.port.readable()
-            if self.port.closed == before and not self.settled.done():
-                break
-        self._settle()
-        self.port.close()
-        if not self.exited.done():
-            self.exited.set_result(event)
-
     def abandon(self, error: Exception) -> None:
         """The VM is gone."""
-        self.error = self.error or SpawnFailed("the VM ended", errno=0, step="launch")
+        if not self.settled.done():
+            self.error = SpawnFailed("the VM ended", errno=0, step="launch")
         self._settle()
-        self.note_pid(self.pid)
-        self.port.close()
         if self.master_fd >= 0:
             os.close(self.master_fd)
             self.master_fd = -1
         if not self.exited.done():
             self.exited.set_exception(error)
             self.exited.exception()  # nobody may be waiting: that is no error
+
+
+class Spawner:
+    """The host's end of one spawner: it starts the programs of one of the VM's users."""
+
+    def __init__(self, link: Link, uid: int) -> None:
+        self.uid = uid
+        self.number, sock = link.fork_servant("spawner", uid=uid)
+        self.launches: dict[int, Launch] = {}
+        self.watchers: list[asyncio.Future[None]] = []
+        self._link = link
+        self._port = Port(link.loop, sock, self._received, self._ended)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked to start more."""
+        return not self._port.closed
+
+    def start(self, launch: Launch, job: Message, fds: Sequence[int]) -> None:
+        """Send a job; `fds` are closed here."""
+        self.launches[launch.number] = launch
+        self._port.send({"job": launch.number, **job}, fds)
+
+    def send(self, message: Message) -> None:
+        """Send anything else."""
+        self._port.send(message)
+
+    def _received(self, message: Message, fds: list[int]) -> None:
+        try:
+            if "exited" in message:
+                self._link.leader_exited(self.launches.pop(int(message["exited"])), message)
+            elif "started" in message:
+                self.launches[int(message["started"])].note_started(message, fds)
+            elif "failed" in message and "pid" not in message:
+                self._failed(message)
+            elif "reaped" in message:
+                self.wake_watchers()
+        except (KeyError, TypeError, ValueError):
+            # It is ours, so this is a defect or a guest that took it over: it gets no second word.
+            self.give_up()
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _failed(self, message: Message) -> None:
+        number, step = int(message["errno"]), str(message["step"])
+        if message["failed"] == "spawner":
+            for launch in self.launches.values():
+                launch.note_failed(number, step)
+            self.launches.clear()
+            self.close()
+        else:
+            self.launches.pop(int(message["failed"])).note_failed(number, step)
+
+    def wake_watchers(self) -> None:
+        """A process that outlived its parent has ended, or this spawner has."""
+        watchers, self.watchers = self.watchers, []
+        for watcher in watchers:
+            if not watcher.done():
+                watcher.set_result(None)
+
+    def give_up(self) -> None:
+        """It does not answer, or not as it should: end it. Init inherits what it had started."""
+        self._link.send({"op": "end_servant", "number": self.number})
+        self._ended()
+
+    def _ended(self) -> None:
+        self._port.close()
+        started = [launch for launch in self.launches.values() if launch.pid]
+        for launch in self.launches.values():
+            if not launch.pid:
+                launch.note_failed(errno.ESRCH, "spawner")
+        self.launches.clear()
+        self._link.adopt(started)
+        self.wake_watchers()
+
+    def close(self) -> None:
+        """Let it end; what runs goes to init."""
+        if not self._port.closed:
+            self._ended()
 
 
 class Link:
@@ -229,84 +275,141 @@ class Link:
         self.booted: asyncio.Future[Message] = loop.create_future()
         self.ended: asyncio.Future[None] = loop.create_future()
         self.on_end: Callable[[], None] | None = None
-        self.launches: dict[int, Launch] = {}
-        self.spare_enabled = True
         self._port = Port(loop, sock, self._received, self._ended)
-        self._marks = itertools.count(1)
+        self._numbers = itertools.count(1)
         self._requests: dict[int, asyncio.Future[Message]] = {}
-        self._request_ids = itertools.count(1)
-        self._spare: Launch | None = None
-        self._spare_timer: asyncio.TimerHandle | None = None
+        self._spawners: dict[int, Spawner] = {}
+        self._adopted: dict[int, Launch] = {}
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._last_launch = 0
         self._closing: VmStopped | None = None
 
-    # -- launches
+    # -- programs
 
-    def launch(self, job: Message, fds: Sequence[int] = (), *, fake_root: bool = False) -> Launch:
-        """Start `job` in a launcher: the spare one if there is one. `fds` are closed here, also on an error."""
+    def launch(self, job: Message, fds: Sequence[int] = ()) -> Launch:
+        """Have a program started. `fds` (stdin if wanted, stdout, stderr) are closed here, also on an error."""
         if self._port.closed:
             for fd in fds:
                 os.close(fd)
             raise self.stopped_error()
-        spare, self._spare = self._spare, None
-        if fake_root or spare is None or spare.port.closed:
-            if spare is not None and not spare.port.closed:
-                self._spare = spare
-            spare = self._fork(fake_root=fake_root)
-        spare.start(job, fds)
-        return spare
+        spawner = self.prepare(int(job["uid"]))
+        number = self._last_launch = next(self._numbers)
+        launch = Launch(self, number, spawner)
+        spawner.start(launch, job, fds)
+        return launch
 
-    def prepare_spare(self) -> None:
-        """See to it that a launcher waits for the next job, for a while."""
-        if not self.spare_enabled or self._port.closed:
+    def prepare(self, uid: int) -> Spawner:
+        """The spawner of a user, started if there is none. It goes when it was not needed for a while."""
+        spawner = self._spawners.get(uid)
+        if spawner is None or not spawner.alive:
+            spawner = self._spawners[uid] = Spawner(self, uid)
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(IDLE_SECONDS, self._drop_idle, self._last_launch)
+        return spawner
+
+    def _drop_idle(self, seen: int) -> None:
+        """Once in a while: a spawner that nothing was asked of since the last time, and that runs nothing, goes."""
+        self._idle_timer = None
+        idle = self._last_launch == seen
+        for uid, spawner in list(self._spawners.items()):
+            if idle and not spawner.launches:
+                spawner.close()
+                del self._spawners[uid]
+        if self._spawners:
+            self._idle_timer = self.loop.call_later(IDLE_SECONDS, self._drop_idle, self._last_launch)
+
+    def leader_exited(self, launch: Launch, message: Message) -> None:
+        """A launch's leader was reaped. What outlived it, if anything, is asked for by name first."""
+        if not message["strangers"]:
+            launch.note_exit(message, ())
             return
-        if self._spare is None or self._spare.port.closed:
-            self._spare = self._fork(fake_root=False)
-        if self._spare_timer is None:
-            self._spare_timer = self.loop.call_later(SPARE_SECONDS, self._drop_spare, self._last_mark)
+        answer = self._ask("members", {"mark": launch.mark})
+        answer.add_done_callback(lambda done: self._name_orphans(launch, message, done))
 
-    def _drop_spare(self, seen_mark: int) -> None:
-        """The timer of the spare: it goes when no launch was made since the timer was set."""
-        self._spare_timer = None
-        if self._last_mark != seen_mark:
-            self._spare_timer = self.loop.call_later(SPARE_SECONDS, self._drop_spare, self._last_mark)
-        elif self._spare is not None:
-            self._spare.port.close()
-            self._spare = None
+    def _name_orphans(self, launch: Launch, message: Message, done: asyncio.Future[Message]) -> None:
+        if done.exception() is not None:
+            launch.abandon(self.stopped_error())
+            return
+        members = done.result()["members"]
+        launch.note_exit(message, tuple((int(pid), str(command)) for pid, command in members))
 
-    _last_mark = 0
+    def adopt(self, launches: list[Launch]) -> None:
+        """A spawner has gone: init is to report the ends of what it had started."""
+        if launches and not self._port.closed:
+            for launch in launches:
+                self._adopted[launch.number] = launch
+            self.send({"op": "adopt", "jobs": [[launch.number, launch.pid] for launch in launches]})
 
-    def _fork(self, *, fake_root: bool) -> Launch:
-        mark = self._last_mark = next(self._marks)
+    async def kill(self, launch: Launch) -> None:
+        """Kill a launch's whole lineage; returns when all of it is dead."""
+        if not launch.settled.done():
+            await asyncio.shield(launch.settled)
+        if launch.mark:
+            await self.request("kill", mark=launch.mark)
+
+    def kill_soon(self, launch: Launch) -> None:
+        """Begin to kill a launch's whole lineage; its exit event tells of the leader's end."""
+        if self._port.closed:
+            return
+        if launch.mark:
+            self._ask("kill", {"mark": launch.mark}).add_done_callback(_consume)
+        else:
+            launch.kill_wanted = True
+
+    def signal(self, launch: Launch, number: int, *, group: bool = False) -> None:
+        """Send a signal to a launch's leader, or to the process group that it leads. Never to a pid that was reused."""
+        message: Message = {"signal": number, "pid": launch.pid, "group": group}
+        if launch.number in launch.spawner.launches:
+            launch.spawner.send(message)
+        elif launch.number in self._adopted:
+            self.send({"op": "signal", **message})
+
+    async def lineage_ended(self, launch: Launch) -> None:
+        """Return when no process of the launch's lineage is left."""
+        spawner = launch.spawner
+        while (await self.request("members", mark=launch.mark))["members"]:
+            if not spawner.alive:
+                await self.request("await_end", mark=launch.mark)
+                return
+            ended: asyncio.Future[None] = self.loop.create_future()
+            spawner.watchers.append(ended)
+            # Answered at the next end of an orphan, at once when there is none left.
+            spawner.send({"watch": True})
+            await ended
+
+    # -- servants and requests
+
+    def fork_servant(self, kind: str, *, uid: int, **details: Any) -> tuple[int, socket.socket]:
+        """Have init fork a confined child of `kind`: its number, and our end of its socket, non-blocking."""
+        number = next(self._numbers)
         ours, theirs = socket.socketpair(
             socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         )
         theirs.setblocking(True)
-        launch = self.launches[mark] = Launch(self, mark, ours)
-        request: Message = {"op": "launch", "mark": mark}
-        if fake_root:
-            request["fake_root"] = True
-        self._port.send(request, [theirs.detach()])
-        return launch
+        try:
+            self._port.send({"op": "fork", "kind": kind, "uid": uid, "number": number, **details}, [theirs.detach()])
+        except BaseException:
+            ours.close()
+            raise
+        return number, ours
 
-    # -- requests to init
+    def send(self, message: Message) -> None:
+        """Tell init something that has no answer. Nothing happens when the VM has ended."""
+        if not self._port.closed:
+            self._port.send(message)
 
     async def request(self, op: str, **arguments: Any) -> Message:
         """Ask init and return its answer. Raises VmStopped when the VM ends before."""
         return await self._ask(op, arguments)
 
     def _ask(self, op: str, arguments: Message) -> asyncio.Future[Message]:
-        number = next(self._request_ids)
+        number = next(self._numbers)
         future: asyncio.Future[Message] = self.loop.create_future()
         if self._port.closed:
             raise self.stopped_error()
         self._requests[number] = future
         self._port.send({"op": op, "id": number, **arguments})
         return future
-
-    def kill_soon(self, mark: int) -> None:
-        """Have init kill a whole lineage; its exit event tells when that is done."""
-        if not self._port.closed:
-            self._ask("kill", {"mark": mark}).add_done_callback(_consume)
 
     # -- what comes from init
 
@@ -325,31 +428,9 @@ class Link:
             self._ended()
 
     def _on_exited(self, message: Message) -> None:
-        launch = self.launches.pop(int(message["mark"]), None)
-        if launch is None:
-            return
-        orphans = tuple((int(pid), str(command)) for pid, command in message["orphans"])
-        pid = int(message["pid"])
-        launch.note_pid(pid)
-        event = ExitEvent(
-            pid, int(message["status"]), float(message["cpu_ms"]), int(message["maxrss"]), orphans
-        )
-        launch.note_exit(event)
-        if launch is self._spare:
-            self._spare = None
-
-    def _on_launched(self, message: Message) -> None:
-        launch = self.launches.get(int(message["mark"]))
+        launch = self._adopted.pop(int(message["exited"]), None)
         if launch is not None:
-            launch.note_pid(int(message["pid"]))
-
-    def _on_launch_failed(self, message: Message) -> None:
-        launch = self.launches.pop(int(message["mark"]), None)
-        if launch is None:
-            return
-        number = int(message["errno"] or 0)
-        launch.error = SpawnFailed(os.strerror(number), errno=number, step="fork")
-        launch.note_exit(ExitEvent(0, 127 << 8, 0.0, 0, ()))
+            self.leader_exited(launch, message)
 
     def _on_booted(self, message: Message) -> None:
         if not self.booted.done():
@@ -374,31 +455,35 @@ class Link:
             return
         self._closing = reason
         self._port.close()
-        if self._spare_timer:
-            self._spare_timer.cancel()
+        if self._idle_timer:
+            self._idle_timer.cancel()
         if not self.booted.done():
-            self.booted.set_exception(
-                BootFailed("the VM ended while it booted", step="boot", errno=0, remedy="")
-            )
+            self.booted.set_exception(BootFailed("the VM ended while it booted", step="boot", errno=0, remedy=""))
             self.booted.exception()
         for future in self._requests.values():
             if not future.done():
                 future.set_exception(self.stopped_error())
                 future.exception()
         self._requests.clear()
-        launches, self.launches = list(self.launches.values()), {}
-        for launch in launches:
-            launch.abandon(self.stopped_error())
+        self._abandon_launches()
         if not self.ended.done():
             self.ended.set_result(None)
         if self.on_end:
             self.on_end()
 
+    def _abandon_launches(self) -> None:
+        launches, self._adopted = list(self._adopted.values()), {}
+        for spawner in self._spawners.values():
+            launches += spawner.launches.values()
+            spawner.launches.clear()
+            spawner.close()
+        self._spawners.clear()
+        for launch in launches:
+            launch.abandon(self.stopped_error())
+
 
 _EVENTS: dict[str, Callable[[Link, Message], None]] = {
     "exited": Link._on_exited,
-    "launched": Link._on_launched,
-    "launch_failed": Link._on_launch_failed,
     "booted": Link._on_booted,
     "boot_failed": Link._on_boot_failed,
 }

@@ -151,7 +151,6 @@ class Process:
         *,
         timeout: float | None,
         lossless: bool,
-        fake_root: bool,
     ) -> None:
         """Start the program. Raises SpawnFailed when that can not be done; nothing is left then."""
         loop = link.loop
@@ -164,7 +163,7 @@ class Process:
             os.set_blocking(fd, False)
         try:
             launch = self._launch = link.launch(
-                self._program.job(stdin=True), [in_read, out_write, err_write], fake_root=fake_root
+                self._program.job(stdin=True), [in_read, out_write, err_write]
             )
         except BaseException:
             for fd in (in_write, out_read, err_read):
@@ -178,13 +177,10 @@ class Process:
         self.log.on_room = self._resume
         self._writer = Writer(loop, in_write, limits.stdin_bytes)
         self._finished = loop.create_future()
-        link.prepare_spare()
         try:
             await asyncio.shield(launch.settled)
-            if launch.error is None and not launch.pid:
-                await asyncio.shield(launch.known)
         except BaseException:
-            link.kill_soon(launch.mark)
+            link.kill_soon(launch)
             self._close()
             raise
         if launch.error is not None:
@@ -215,14 +211,19 @@ class Process:
 
     def end(self, reason: Reason | None) -> None:
         """Kill the whole lineage; `reason`, if any, is what its status will say."""
-        if self.status is None and self._launch is not None and self._launch.mark:
+        if self.status is None and self._launch is not None:
             self._stopped = self._stopped or reason
-            self._vm.link.kill_soon(self._launch.mark)
+            self._vm.link.kill_soon(self._launch)
 
-    @property
-    def mark(self) -> int:
-        """The mark of its lineage."""
-        return self._launch.mark if self._launch else 0
+    def signal_leader(self, number: int, *, group: bool = False) -> None:
+        """Send a signal to the process, or to the group that it leads. No effect when it has exited."""
+        if self.status is None and self._launch is not None:
+            self._vm.link.signal(self._launch, number, group=group)
+
+    async def kill_lineage(self) -> None:
+        """SIGKILL to it and every descendant; returns when all are dead."""
+        if self._launch is not None:
+            await self._vm.link.kill(self._launch)
 
     def _leader_exited(self, exited: asyncio.Future[ExitEvent], oom_kills: Callable[[], int]) -> None:
         assert self._launch is not None

@@ -59,11 +59,6 @@ class Shell:
         return f"<Shell {self.shell_id} pid={self.pid} {state}>"
 
     @property
-    def mark(self) -> int:
-        """The mark of its lineage."""
-        return self._launch.mark if self._launch else 0
-
-    @property
     def running(self) -> bool:
         """Whether its end has not been reported."""
         return self.status is None
@@ -135,21 +130,18 @@ class Shell:
 
     # -- its life
 
-    async def start(self, link: Link, limits: Limits, *, fake_root: bool) -> None:
+    async def start(self, link: Link, limits: Limits) -> None:
         """Open the terminal and start the program. Raises SpawnFailed when that can not be done."""
         loop = link.loop
         launch = self._launch = link.launch(
-            self._program.job(pty=[self.size.rows, self.size.cols]), fake_root=fake_root
+            self._program.job(pty=[self.size.rows, self.size.cols])
         )
         self._exited = loop.create_future()
         self._finished = loop.create_future()
-        link.prepare_spare()
         try:
             await asyncio.shield(launch.settled)
-            if launch.error is None and not launch.pid:
-                await asyncio.shield(launch.known)
         except BaseException:
-            link.kill_soon(launch.mark)
+            link.kill_soon(launch)
             raise
         master, launch.master_fd = launch.master_fd, -1
         if launch.error is not None or master < 0:
@@ -157,7 +149,7 @@ class Shell:
                 os.close(master)
             if link.ended.done():
                 raise link.stopped_error()
-            error = launch.error or SpawnFailed("the launcher ended without a terminal", errno=0, step="pty")
+            error = launch.error or SpawnFailed("the spawner gave no terminal", errno=0, step="pty")
             raise spawn_failed(error, self._program)
         self.pid = launch.pid
         self._master_fd = master
@@ -173,9 +165,8 @@ class Shell:
         """Close the terminal: the kernel sends SIGHUP. A shell that does not end of it is killed, with all its own."""
         self._close_terminal()
         if self.status is None and self._hang_up_timer is None and self._launch is not None:
-            mark = self._launch.mark
             self._hang_up_timer = self._vm.link.loop.call_later(
-                HANG_UP_SECONDS, self._vm.link.kill_soon, mark
+                HANG_UP_SECONDS, self._vm.link.kill_soon, self._launch
             )
 
     def _terminal_ended(self) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from agentos.machine.launcher import WASM_RUNNER
+from agentos.machine.spawner import WASM_RUNNER
 from agentos.machine.plan import UIDS
 from agentos.model import Driver, ProcessInfo, ProcessTreeNode
 

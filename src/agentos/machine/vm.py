@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal as signals
 import socket
@@ -25,7 +26,7 @@ from agentos.machine.execution import ExecOptions, Execution
 from agentos.machine.factory import RawVm
 from agentos.machine.files import Files
 from agentos.machine.jobs import BASH, Program, check_program, check_signal
-from agentos.machine.link import Launch, Link
+from agentos.machine.link import Link, Port
 from agentos.machine.output import DEFAULT_PAGE_BYTES
 from agentos.machine.pipes import Reader
 from agentos.machine.plan import HOME, UIDS
@@ -89,7 +90,6 @@ class VM:
         self._gone_fd = -1
         self._cgroup: Cgroup | None = None
         self._files: Files | None = None
-        self._fake_root = False
         self._processes: dict[int, Process] = {}
         self._exited: deque[int] = deque()
         self._shells: dict[str, Shell] = {}
@@ -128,11 +128,10 @@ class VM:
         factory = await self._host.ready()
         raw = factory.create(self.spec)
         self._attach(raw)
-        self._fake_root = factory.facts.mode == "single"
         try:
             booted = await asyncio.shield(self.link.booted)
             self._cgroup = Cgroup.from_dict(booted["cgroup"])
-            self.link.prepare_spare()
+            self.link.prepare(UIDS[self.spec.user])
             factory.refill()
             for path, content in self._seed.items():
                 await self.files.write_file(path, content)
@@ -296,9 +295,7 @@ class VM:
         self._check_running()
         with self._one_more_alive():
             execution = Execution(self.link, options, self._oom_kills)
-            return await execution.run(
-                program, fake_root=self._needs_fake_root(program.user), keep=self.keep_draining
-            )
+            return await execution.run(program, keep=self.keep_draining)
 
     @contextlib.contextmanager
     def _one_more_alive(self) -> Any:
@@ -310,9 +307,6 @@ class VM:
             yield
         finally:
             self._live -= 1
-
-    def _needs_fake_root(self, user: str) -> bool:
-        return self._fake_root and user == "root"
 
     def _oom_kills(self) -> int:
         return self._cgroup.oom_kills() if self._cgroup is not None else 0
@@ -394,7 +388,6 @@ class VM:
         try:
             await process.start(
                 self.link, limits, self._oom_kills, timeout=timeout, lossless=lossless,
-                fake_root=self._needs_fake_root(program.user),
             )  # fmt: skip
         except BaseException:
             self._live -= 1
@@ -450,8 +443,7 @@ class VM:
     async def signal_process(self, pid: int, signal: str | int) -> None:
         """Send a signal to a spawned process. No effect when it has exited."""
         number = check_signal(signal)
-        if self.process(pid).running:
-            await self.link.request("signal", pid=pid, signal=number)
+        self.process(pid).signal_leader(number)
 
     async def stop_process(self, pid: int, *, kill_after: float | None = None) -> None:
         """SIGTERM to a spawned process's group; `kill_after` seconds later, if it still runs, `kill_process`."""
@@ -459,7 +451,7 @@ class VM:
         process = self.process(pid)
         if not process.running:
             return
-        await self.link.request("signal", pid=pid, signal=int(signals.SIGTERM), group=True)
+        process.signal_leader(signals.SIGTERM, group=True)
         if grace is not None:
             try:
                 await process.wait_status(grace)
@@ -470,7 +462,7 @@ class VM:
         """SIGKILL to a spawned process and every descendant, setsid and double fork included; then all are dead."""
         process = self.process(pid)
         if process.running:
-            await self.link.request("kill", mark=process.mark)
+            await process.kill_lineage()
 
     async def read_process_output(
         self, pid: int, cursor: int = 0, *, max_bytes: int = DEFAULT_PAGE_BYTES, wait: float = 0.0
@@ -484,10 +476,9 @@ class VM:
         """Every process of the VM, whoever started it, as its own /proc shows it. init is not shown."""
         self._check_running()
         answer = await self.link.request("processes")
-        hidden = {mark for mark, launch in self.link.launches.items() if not launch.is_program}
         managed: dict[int, str | None] = {one.pid: None for one in self._processes.values() if one.running}
         managed |= {one.pid: one.shell_id for one in self._shells.values() if one.running}
-        return [process_info(entry, managed) for entry in answer["processes"] if entry["mark"] not in hidden]
+        return [process_info(entry, managed) for entry in answer["processes"]]
 
     async def process_tree(self) -> list[ProcessTreeNode]:
         """The same as a forest by parent."""
@@ -526,7 +517,7 @@ class VM:
         shell = Shell(self, f"shell-{self._shell_count}", program, size, limits.scrollback_bytes)
         self._shells[shell.shell_id] = shell
         try:
-            await shell.start(self.link, limits, fake_root=self._needs_fake_root(program.user))
+            await shell.start(self.link, limits)
         except BaseException:
             del self._shells[shell.shell_id]
             raise
@@ -581,8 +572,7 @@ class VM:
 
     async def _open_file_worker(self) -> socket.socket:
         self._check_running()
-        launch = self.link.launch({"kind": "files", "uid": UIDS[self.spec.user]})
-        return launch.hand_over()
+        return self.link.fork_servant("files", uid=UIDS[self.spec.user])[1]
 
     async def connect(self, port: int) -> socket.socket:
         """A non-blocking socket, connected to `port` on the VM's loopback: the caller closes it.
@@ -591,15 +581,37 @@ class VM:
         """
         check_count("port", port, least=1, most=65535)
         self._check_running()
-        launch: Launch = self.link.launch({"kind": "connect", "uid": UIDS[self.spec.user], "port": port})
-        await asyncio.shield(launch.settled)
-        fd, launch.master_fd = launch.master_fd, -1
-        if fd < 0:
-            error = launch.error or SpawnFailed("no connection", errno=0, step="connect")
-            raise SpawnFailed(f"port {port}: {error.message}", **{**error.details, "port": port})
-        connected = socket.socket(fileno=fd)
-        connected.setblocking(False)
-        return connected
+        return await connect_inside(self.link, UIDS[self.spec.user], port)
+
+
+async def connect_inside(link: Link, uid: int, port: int) -> socket.socket:
+    """Have a servant of the VM connect, and take the socket that it hands over."""
+    answered: asyncio.Future[tuple[dict[str, Any], list[int]]] = link.loop.create_future()
+
+    def received(message: dict[str, Any], fds: list[int]) -> None:
+        if answered.done():
+            for fd in fds:
+                os.close(fd)
+        else:
+            answered.set_result((message, fds))
+
+    def ended() -> None:
+        if not answered.done():
+            answered.set_result(({"errno": errno.ECONNABORTED}, []))
+
+    port_to_servant = Port(link.loop, link.fork_servant("connect", uid=uid, port=port)[1], received, ended)
+    try:
+        message, fds = await answered
+    finally:
+        port_to_servant.close()
+    if len(fds) != 1:
+        for fd in fds:
+            os.close(fd)
+        number = int(message.get("errno") or 0)
+        raise SpawnFailed(f"port {port}: {os.strerror(number)}", errno=number, step="connect", port=port)
+    connected = socket.socket(fileno=fds[0])
+    connected.setblocking(False)
+    return connected
 
 
 def check_data(name: str, data: object) -> bytes:

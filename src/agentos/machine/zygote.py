@@ -21,7 +21,7 @@ from typing import Any
 from agentos.linux import cgroups, mounts, privileges, syscalls
 from agentos.machine import identity, init, template
 from agentos.machine.channel import BlockingChannel, ChannelBroken, Message
-from agentos.machine.launcher import Confinement
+from agentos.machine.confinement import Confinement
 
 _OTHER_NAMESPACES = (
     syscalls.CLONE_NEWNS

@@ -1,0 +1,119 @@
+"""What binds every process of a VM but its init: applied by init's forked children before they serve anything.
+
+Each such child (a spawner, a file worker, a connector) is a session of its own without any descriptor but its
+socket, without privileges to gain, under the system-call filter, and not traceable.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+
+from agentos.linux import privileges, seccomp, syscalls
+from agentos.machine.channel import BlockingChannel, ChannelBroken, Message
+
+CAP_SYS_ADMIN = 1 << 21  # linux/capability.h
+
+
+class Confinement:
+    """How a VM's processes are bound, decided once by the zygote. `processes` is the limit of that name."""
+
+    def __init__(self, mode: str, last_cap: int, filter_program: bytes) -> None:
+        self.mode = mode
+        self.last_cap = last_cap
+        self.filter_program = filter_program
+
+    def bind(self, *, root: bool, processes: int) -> None:
+        """Give up for good all that neither the VM's user nor, with `root`, its root may have."""
+        fake_root = root and self.mode == "single"
+        if fake_root:
+            _become_namespace_root()
+        keep = privileges.ROOT_CAPS if root and not fake_root else 0
+        privileges.drop_bounding(self.last_cap, keep=keep)
+        privileges.set_limit(resource.RLIMIT_NPROC, processes)
+        privileges.set_no_new_privs()
+        seccomp.load(self.filter_program)
+
+    def take_ids(self, uid: int, *, capabilities: int) -> None:
+        """Become `uid` with `capabilities`, which execve(2) takes away again from any but root."""
+        if self.mode == "single":
+            syscalls.capset(capabilities, capabilities)
+        else:
+            privileges.become(uid, uid, capabilities=capabilities)
+        privileges.set_undumpable()
+
+    def take_file_ids(self, uid: int) -> None:
+        """Access files as `uid`, without a capability; where there are several ids, stay out of reach of its signals."""
+        if self.mode == "single":
+            syscalls.capset(0, 0)
+        else:
+            os.setgroups([])
+            syscalls.setfsgid(uid)
+            syscalls.setfsuid(uid)
+            syscalls.capset(0, 0)
+        privileges.set_undumpable()
+
+
+def _become_namespace_root() -> None:
+    """With a single mapped id there is no uid 0: one more user namespace shows what runs in it a root."""
+    uid, gid = os.getuid(), os.getgid()
+    # An undumpable process's /proc files belong to the global root: for the maps it must be dumpable.
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
+    syscalls.unshare(syscalls.CLONE_NEWUSER)
+    for name, content in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+        fd = os.open(f"/proc/self/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, content.encode())
+        finally:
+            os.close(fd)
+
+
+def fork_confined(sock: socket.socket, message: Message, confinement: Confinement, processes: int) -> int:
+    """Fork a child that serves what `message` asks for on `sock` (closed here). Returns its pid."""
+    pid = os.fork()
+    if pid:
+        sock.close()
+        return pid
+    code = 125
+    try:
+        _forget_init(sock)
+        code = _serve(BlockingChannel(socket.socket(fileno=3)), message, confinement, processes)
+    finally:
+        os._exit(code)
+
+
+def _serve(channel: BlockingChannel, message: Message, confinement: Confinement, processes: int) -> int:
+    from agentos.machine import connector, fileserver, spawner  # imported by init already: they import this module
+
+    kind, uid = message["kind"], int(message["uid"])
+    try:
+        confinement.bind(root=kind == "spawner" and uid == 0, processes=processes)
+        os.umask(0o022)
+        if kind == "spawner":
+            spawner.serve(channel, uid, confinement)
+        elif kind == "files":
+            confinement.take_file_ids(uid)
+            fileserver.serve(channel.sock.detach())
+        else:
+            confinement.take_ids(uid, capabilities=0)
+            connector.serve(channel, int(message["port"]))
+    except ChannelBroken:
+        return 0
+    except OSError as error:
+        channel.send({"failed": kind, "errno": error.errno or 0, "step": "confine"})
+        return 1
+    return 0
+
+
+def _forget_init(sock: socket.socket) -> None:
+    """In the child: a session of its own, default signals, and no descriptor but the socket, at 3."""
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    privileges.default_signals()
+    if sock.fileno() != 3:
+        os.dup2(sock.detach(), 3, inheritable=False)
+    else:
+        sock.detach()
+    os.closerange(4, 1 << 20)

@@ -1,0 +1,226 @@
+"""A spawner: a confined child of init that starts programs for one user of the VM, reaps and reports them.
+
+It runs as that user with nothing of the user's code in it, and starts programs with posix_spawn(3), which
+copies no memory. The one capability that it keeps lets it unshare a cgroup namespace before each program:
+that changes nothing a program can see, but is inherited by all its descendants and can not be left without
+that capability, which execve(2) takes away. So the namespace's inode number marks a lineage, through setsid
+and double forks. What outlives its parent becomes the spawner's child (PR_SET_CHILD_SUBREAPER), not init's.
+
+The guest's processes have the same user id and may kill or stop a spawner. The host then starts another, and
+init inherits and reports what had been running.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from types import FrameType
+from typing import Any
+
+from agentos.linux import privileges, proc, pty, syscalls
+from agentos.machine.channel import BlockingChannel, Message
+from agentos.machine.confinement import CAP_SYS_ADMIN, Confinement
+
+WASM_RUNNER = "/opt/agentos/bin/wasm"
+_ENOEXEC, _EACCES = 8, 13
+
+
+class _Failed(Exception):
+    def __init__(self, step: str, error: OSError) -> None:
+        self.step = step
+        self.errno = error.errno or 0
+
+
+def serve(channel: BlockingChannel, uid: int, confinement: Confinement) -> None:
+    """The spawner's whole life, from the moment when it is confined. Ends with its channel."""
+    syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+    capabilities = CAP_SYS_ADMIN
+    if uid == 0 and confinement.mode != "single":
+        capabilities |= privileges.ROOT_CAPS
+    confinement.take_ids(uid, capabilities=capabilities)
+    Spawner(channel).run()
+
+
+class Spawner:
+    """The loop of a spawner. It waits for the host and for the ends of its children."""
+
+    def __init__(self, channel: BlockingChannel) -> None:
+        self.channel = channel
+        self.jobs: dict[int, int] = {}
+        """pid of a program that was started -> number of its job."""
+        self.watched = False
+        self.mark = _new_mark()
+        self.children_fd = os.open("/proc/thread-self/children", os.O_RDONLY | os.O_CLOEXEC)
+
+    def run(self) -> None:
+        """Serve until the channel ends; what still runs then goes to init."""
+        wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, _note_signal)
+        poll = select.poll()
+        poll.register(self.channel.fileno(), select.POLLIN)
+        poll.register(wake_read, select.POLLIN)
+        while True:
+            for fd, _ in poll.poll():
+                if fd == wake_read:
+                    os.read(wake_read, 4096)
+                    self.reap()
+                else:
+                    for message, fds in self.channel.receive_some():
+                        self.handle(message, fds)
+
+    def handle(self, message: Message, fds: list[int]) -> None:
+        """A job, a signal to a program of a job, or the wish to hear of the ends of orphans."""
+        if "job" in message:
+            self.start(message, fds)
+        elif "signal" in message:
+            pid = int(message["pid"])
+            if pid in self.jobs:
+                _kill(pid, int(message["signal"]), group=bool(message["group"]))
+        elif self.has_strangers():
+            self.watched = True
+        else:
+            self.channel.send({"reaped": 0})
+
+    def start(self, job: Message, fds: list[int]) -> None:
+        """Start one program; the answer is its pid and mark, or the step and errno that failed."""
+        number = job["job"]
+        master = -1
+        try:
+            if job.get("pty"):
+                master, actions = _open_terminal(*job["pty"])
+            else:
+                actions = _redirections(fds)
+            pid = _spawn(job["argv"], job["env"], job["cwd"], actions)
+        except _Failed as failed:
+            self.channel.send({"failed": number, "errno": failed.errno, "step": failed.step})
+        else:
+            self.jobs[pid] = number
+            started: Message = {"started": number, "pid": pid, "mark": self.mark}
+            self.channel.send(started, [master] if master >= 0 else ())
+            self.mark = _new_mark()
+        finally:
+            for fd in (*fds, *([master] if master >= 0 else ())):
+                os.close(fd)
+
+    def reap(self) -> None:
+        """Collect every child that ended, and report those that a job began."""
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            number = self.jobs.pop(pid, None)
+            if number is None:
+                if self.watched:
+                    self.watched = False
+                    self.channel.send({"reaped": pid})
+            else:
+                self.channel.send(
+                    {
+                        "exited": number,
+                        "pid": pid,
+                        "status": status,
+                        "cpu_ms": (usage.ru_utime + usage.ru_stime) * 1000,
+                        "maxrss": usage.ru_maxrss * 1024,
+                        "strangers": self.has_strangers(),
+                    }
+                )
+
+    def has_strangers(self) -> bool:
+        """Whether there is a child that no job began: whoever outlived its parent."""
+        listed = os.pread(self.children_fd, 65536, 0).split()
+        return len(listed) > len(self.jobs) or any(int(pid) not in self.jobs for pid in listed)
+
+
+def _note_signal(number: int, frame: FrameType | None) -> None:
+    """The wakeup descriptor has told the loop already; a handler must exist for it to be written to."""
+
+
+def _kill(pid: int, number: int, *, group: bool) -> None:
+    try:
+        (os.killpg if group else os.kill)(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def _new_mark() -> int:
+    """Enter a new cgroup namespace, rooted where the old one is, and return its inode number."""
+    syscalls.unshare(syscalls.CLONE_NEWCGROUP)
+    return os.stat("/proc/self/ns/cgroup").st_ino
+
+
+def _spawn(argv: list[str], environment: dict[str, str], cwd: str, actions: list[Any]) -> int:
+    try:
+        # Not the caller's cwd but this process's: posix_spawn(3) as Python has it knows no other way.
+        os.chdir(cwd)
+    except OSError as error:
+        raise _Failed("chdir", error) from error
+    try:
+        path = _find_program(argv[0], environment.get("PATH", os.defpath))
+        return _spawn_path(path, argv, environment, actions)
+    except OSError as error:
+        raise _Failed("exec", error) from error
+    finally:
+        os.chdir("/")
+
+
+def _spawn_path(path: str, argv: list[str], environment: dict[str, str], actions: list[Any]) -> int:
+    try:
+        return os.posix_spawn(path, argv, environment, file_actions=actions, setsid=True)
+    except OSError as error:
+        # ENOEXEC: this kernel hands no .wasm to the runner by itself; EACCES: the module lacks the execute bit.
+        if error.errno not in (_ENOEXEC, _EACCES) or not _is_wasm(path):
+            raise
+        runner = [WASM_RUNNER, path, *argv[1:]]
+        return os.posix_spawn(WASM_RUNNER, runner, environment, file_actions=actions, setsid=True)
+
+
+def _redirections(fds: list[int]) -> list[Any]:
+    """stdin (or nothing), stdout and stderr. Every other descriptor here is close-on-exec."""
+    if len(fds) == 2:
+        stdin: tuple[Any, ...] = (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)
+    else:
+        stdin = (os.POSIX_SPAWN_DUP2, fds[0], 0)
+    return [stdin, (os.POSIX_SPAWN_DUP2, fds[-2], 1), (os.POSIX_SPAWN_DUP2, fds[-1], 2)]
+
+
+def _open_terminal(rows: int, cols: int) -> tuple[int, list[Any]]:
+    try:
+        master = pty.open_master()
+        try:
+            pty.set_size(master, rows, cols)
+            # The leader of a session without a terminal gets the first one that it opens, credentials(7).
+            slave = (os.POSIX_SPAWN_OPEN, 0, pty.slave_path(master), os.O_RDWR, 0)
+        except OSError:
+            os.close(master)
+            raise
+    except OSError as error:
+        raise _Failed("pty", error) from error
+    return master, [slave, (os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)]
+
+
+def _find_program(name: str, path: str) -> str:
+    if "/" in name:
+        return name
+    denied = False
+    for directory in path.split(":"):
+        candidate = f"{directory or '.'}/{name}"
+        if os.access(candidate, os.X_OK):
+            if not os.path.isdir(candidate):
+                return candidate
+        elif os.path.isfile(candidate):
+            denied = True
+    if name.endswith(".wasm") and os.path.isfile(name):
+        return f"./{name}"
+    raise PermissionError(_EACCES, "Permission denied", name) if denied else FileNotFoundError(2, "No such file", name)
+
+
+def _is_wasm(path: str) -> bool:
+    try:
+        return proc.read_small(path, 4) == b"\0asm"
+    except OSError:
+        return False
