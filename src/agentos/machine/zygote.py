@@ -69,7 +69,8 @@ class Zygote:
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, _note_signal)
-        for fd in (self.control.fileno(), self.host_pidfd, wake_read):
+        control_fd = self.control.fileno()
+        for fd in (control_fd, self.host_pidfd, wake_read):
             self.poll.register(fd, select.POLLIN)
         try:
             while True:
@@ -81,9 +82,10 @@ class Zygote:
                         return
                     elif fd in self.starting:
                         self.learn_pid(fd)
-                    else:
+                    elif fd == control_fd:
                         for message, fds in self.control.receive_some():
                             self.create(message, fds)
+                    # else: reap() has learned this pid already, in the same round.
         except ChannelBroken:
             return
         finally:
