@@ -1,0 +1,1 @@
+"""The commands of `agentos`, one module each: `add_parser` declares it, `run` does it."""
