@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from agentos.linux import mounts, privileges, syscalls
+from agentos.linux import binfmt, mounts, privileges, syscalls
 
 Step = tuple[str, dict[str, Any]]
 
@@ -97,14 +97,7 @@ class Boot:
             fcntl.ioctl(sock, _SIOCSIFFLAGS, request)
 
     def binfmt_misc(self, rule: str) -> None:
-        mount_fd = mounts.make_filesystem("binfmt_misc", {}, 0)
-        # Never attached, so that no guest sees it; the rule lives as long as this descriptor.
-        self.kept_fds.append(mount_fd)
-        register = os.open("register", os.O_WRONLY | os.O_CLOEXEC, dir_fd=mount_fd)
-        try:
-            os.write(register, rule.encode())
-        finally:
-            os.close(register)
+        self.kept_fds.append(binfmt.register(rule))
 
     def limits(self, processes: int, open_files: int) -> None:
         # Init's children set it for what they start: counted per user namespace (Linux 5.14), so exact for this VM

@@ -22,7 +22,7 @@ from agentos.errors import BootFailed
 from agentos.linux import seccomp
 from agentos.machine.channel import BlockingChannel, ChannelBroken, send
 from agentos.machine.link import boot_error
-from agentos.machine.plan import MASKED_PROC, READ_ONLY_PROC, HostFacts, plan_vm
+from agentos.machine.plan import MASKED_PROC, READ_ONLY_PROC, WASM_RULE, HostFacts, plan_vm
 from agentos.model import VmSpec
 
 _SOURCE = Path(__file__).resolve().parent
@@ -204,6 +204,7 @@ def _configuration() -> dict[str, Any]:
         "guest_dir": str(_SOURCE.parent / "guest"),
         "python_prefix": sys.base_prefix,
         "wasmtime": locations[0] if locations else "",
+        "wasm_rule": WASM_RULE,
         "masked_proc": list(MASKED_PROC),
         "read_only_proc": list(READ_ONLY_PROC),
     }

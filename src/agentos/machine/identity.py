@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 
 from agentos.linux import mounts, syscalls
 
@@ -227,6 +228,37 @@ def idmap_works(paths: list[str]) -> bool:
         for fd in (ours, hold_read, hold_write):
             os.close(fd)
         os.waitpid(child, 0)
+
+
+def works_in_namespace(action: Callable[[], object]) -> bool:
+    """Whether `action` succeeds for the root of a fresh user and mount namespace: tried in a child."""
+    ours, theirs = os.pipe2(os.O_CLOEXEC)
+    hold_read, hold_write = os.pipe2(os.O_CLOEXEC)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.close(hold_write)
+            syscalls.unshare(syscalls.CLONE_NEWUSER)
+            os.write(theirs, b"u")
+            if os.read(hold_read, 1):
+                syscalls.unshare(syscalls.CLONE_NEWNS)
+                action()
+                code = 0
+        finally:
+            os._exit(code)
+    os.close(theirs)
+    try:
+        if os.read(ours, 1) == b"u":
+            write_file(f"/proc/{child}/uid_map", "0 1 2")
+            write_file(f"/proc/{child}/gid_map", "0 1 2")
+            os.write(hold_write, b"m")
+    except OSError:
+        pass  # the child sees the end of its pipe and fails
+    finally:
+        for fd in (ours, hold_read, hold_write):
+            os.close(fd)
+    return os.waitpid(child, 0)[1] == 0
 
 
 def write_file(path: str, text: str) -> None:

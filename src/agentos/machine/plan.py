@@ -21,6 +21,7 @@ HOME = "/home/agentos"
 UIDS = {"root": 0, "agentos": 1000}
 ID_COUNT = 65_536
 TTY_GID = 5
+WASM_RULE = r":wasm:M::\x00asm::/opt/agentos/bin/wasm:"
 
 # Parts of /proc that speak of the whole host: hidden, or at least not writable.
 MASKED_PROC = (
@@ -50,6 +51,7 @@ class HostFacts:
     extra_mounts: tuple[tuple[str, str], ...] = ()
     """(host path, guest path) of what agentos itself brings, read-only."""
     binfmt_misc: bool = False
+    """Whether each VM can say for itself what runs .wasm files; otherwise the zygote may have, for all."""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -93,7 +95,7 @@ def plan_vm(spec: VmSpec, facts: HostFacts) -> list[Step]:
         ("loopback", {}),
     ]
     if facts.binfmt_misc:
-        steps.append(("binfmt_misc", {"rule": r":wasm:M::\x00asm::/opt/agentos/bin/wasm:"}))
+        steps.append(("binfmt_misc", {"rule": WASM_RULE}))
     steps.append(("limits", {"processes": spec.limits.processes, "open_files": spec.limits.open_files}))
     return steps
 

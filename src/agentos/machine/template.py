@@ -253,9 +253,3 @@ def _existing(names: list[str]) -> tuple[list[str], list[str]]:
         elif os.path.exists(path):
             files.append(name)
     return files, directories
-
-
-def filesystems() -> set[str]:
-    """The file systems that this kernel knows, proc_filesystems(5)."""
-    with open("/proc/filesystems", encoding="ascii") as file:
-        return {line.split()[-1] for line in file if line.strip()}

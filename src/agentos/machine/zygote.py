@@ -18,7 +18,7 @@ import socket
 from types import FrameType
 from typing import Any
 
-from agentos.linux import cgroups, mounts, privileges, syscalls
+from agentos.linux import binfmt, cgroups, mounts, privileges, syscalls
 from agentos.machine import identity, init, template
 from agentos.machine.channel import BlockingChannel, ChannelBroken, Message
 from agentos.machine.confinement import Confinement
@@ -301,10 +301,23 @@ def _probe(config: Message) -> tuple[identity.IdRanges, Message]:
     template.give_to(stage, owner, user)
     facts: Message = {
         "mode": mode, "stage": stage, "idmap": idmap, "host_dirs": software, "package_dirs": software,
-        "binfmt_misc": "binfmt_misc" in template.filesystems(), **template.proc_facts(config),
+        "binfmt_misc": _provide_wasm(mode, config["wasm_rule"]), **template.proc_facts(config),
     }  # fmt: skip
     facts["extra_mounts"] = template.install_extras(stage, config)
     return ids, facts
+
+
+def _provide_wasm(mode: str, rule: str) -> bool:
+    """Whether each VM can register the runner of .wasm files. For an ordinary user it is registered here, for all.
+
+    A user namespace without a binfmt_misc of its own has that of the one above; and where a VM has no uid 0,
+    nobody there may write to its own.
+    """
+    if mode == "root":
+        return identity.works_in_namespace(lambda: binfmt.register(rule))
+    with contextlib.suppress(OSError):
+        binfmt.register(rule)  # the descriptor stays open as long as the zygote
+    return False
 
 
 def main(control_fd: int) -> None:
