@@ -1,0 +1,171 @@
+"""The ASGI application: every request comes in here.
+
+It starts by itself with the first request, or with the ASGI lifespan where it is served alone; mounted in
+another application, call `close` when that ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from agentos.actor import VmKind
+from agentos.actors import Actors
+from agentos.errors import AgentOSError, InternalError
+from agentos.host import Host
+from agentos.server.access import Access
+from agentos.server.gateway import Gateway, status_of
+from agentos.server.http import (
+    JSON_TYPE,
+    Disconnected,
+    MethodNotAllowed,
+    Receive,
+    Request,
+    RouteNotFound,
+    Scope,
+    Send,
+    answer,
+    as_json,
+)
+from agentos.server.management import Management
+from agentos.server.metrics import CONTENT_TYPE, Metrics
+from agentos.server.settings import Settings
+from agentos.wire.encodings import JSON
+from agentos.wire.failures import http_error
+from agentos.wire.terms import bearer_token
+
+log = logging.getLogger("agentos.server")
+
+VERSION = "0.1.0"
+
+
+class Application:
+    """One server's worth of VMs, as an ASGI application. Belongs to the event loop that runs it first."""
+
+    def __init__(
+        self,
+        kinds: Mapping[str, VmKind],
+        *,
+        data_dir: Path | None = None,
+        settings: Settings | None = None,
+        host: Host | None = None,
+    ) -> None:
+        self.settings = settings or Settings()
+        self.metrics = Metrics()
+        self._kinds = kinds
+        self._data_dir = data_dir
+        self._host = host
+        self._own_host = host is None
+        self._access = Access(self.settings)
+        self._starting: asyncio.Task[None] | None = None
+        self._closed = False
+        self.actors: Actors
+        self._gateway: Gateway
+        self._management: Management
+
+    async def start(self) -> None:
+        """Take the data directory and be ready. No effect the second time."""
+        if self._starting is None:
+            self._starting = asyncio.get_running_loop().create_task(self._start())
+        await asyncio.shield(self._starting)
+
+    async def _start(self) -> None:
+        host = self._host = self._host or Host(pool=2)
+        await host.ready()
+        self.actors = Actors(self._kinds, self._data_dir, host, most=self.settings.max_live_vms)
+        await self.actors.recover()
+        self.metrics.watch(self.actors)
+        self._gateway = Gateway(self.actors, self._access, self.metrics, self.settings)
+        self._management = Management(self.actors, self.settings)
+
+    async def go_away(self) -> None:
+        """Tell every connection to come back, and take no new ones."""
+        if self._starting is not None and self._starting.done() and self._starting.exception() is None:
+            await self._gateway.go_away()
+
+    async def close(self) -> None:
+        """End connections, put every VM to sleep and let go of everything."""
+        if self._starting is None or self._closed:
+            return
+        self._closed = True
+        await asyncio.wait({self._starting})
+        if self._starting.cancelled() or self._starting.exception() is not None:
+            return
+        await self._gateway.go_away()
+        await self.actors.close()
+        if self._own_host and self._host is not None:
+            await self._host.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI interface."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+            return
+        if self._starting is None or not self._starting.done():
+            await self.start()
+        if scope["type"] == "websocket":
+            await self._gateway.websocket(Request(scope), scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(Request(scope, receive), receive, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                try:
+                    await self.start()
+                except Exception as error:
+                    await send({"type": "lifespan.startup.failed", "message": str(error)})
+                    return
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await self.close()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _http(self, request: Request, receive: Receive, send: Send) -> None:
+        if request.method == "OPTIONS":
+            await answer(send, 204, b"", self._access.preflight(request))
+            return
+        cors = self._access.cors(request)
+        path = request.path
+        if path.startswith(b"/gateway/") or request.header(b"x-rivet-target") is not None:
+            await self._gateway.http(request, receive, send, cors)
+            return
+        try:
+            self._access.check(
+                request, bearer_token(request.header(b"authorization")), request.header(b"x-rivet-token")
+            )
+            body, kind = await self._own(request, path)
+        except Disconnected:
+            return
+        except Exception as error:
+            if not isinstance(error, AgentOSError):
+                log.exception("request failed")
+                error = InternalError("An internal error occurred")
+            body = JSON.encode_body(http_error(error))
+            await answer(send, status_of(error), body, [JSON_TYPE, *cors])
+            return
+        await answer(send, 200, body, [(b"content-type", kind), *cors])
+
+    async def _own(self, request: Request, path: bytes) -> tuple[bytes, bytes]:
+        if path == b"/actors" or path.startswith(b"/actors/"):
+            return as_json(await self._management.answer(request)), JSON_TYPE[1]
+        pages = {b"/": self._about, b"/metadata": self._about, b"/health": self._health}
+        if path not in pages and path != b"/metrics":
+            raise RouteNotFound("there is nothing under this path")
+        if request.method not in ("GET", "HEAD"):
+            raise MethodNotAllowed(f"{request.method}: this path knows GET only", method=request.method)
+        if path == b"/metrics":
+            return self.metrics.text(), CONTENT_TYPE
+        return as_json(pages[path]()), JSON_TYPE[1]
+
+    def _about(self) -> dict[str, Any]:
+        # `clientEndpoint` is left out: with it, clients would talk to that instead of the address they were given.
+        return {"runtime": "agentos", "version": VERSION, "actorNames": {name: {} for name in self._kinds}}
+
+    def _health(self) -> dict[str, Any]:
+        return {"status": "ok", "runtime": "agentos", "version": VERSION, "vms": len(self.actors.live)}

@@ -1,0 +1,131 @@
+"""One WebSocket connection: actions in, results and events out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from typing import Any
+
+from agentos.actor import Actor
+from agentos.errors import AgentOSError, InternalError
+from agentos.server.calls import perform
+from agentos.server.events import Subscriber
+from agentos.server.http import Receive, Send
+from agentos.server.metrics import Metrics
+from agentos.server.settings import Settings
+from agentos.wire.connection import ActionCalled, Refused, ServerConnection, Subscribed
+from agentos.wire.encodings import Encoding, Frame
+from agentos.wire.failures import DESTROYED, MALFORMED, Close
+from agentos.wire.keys import serialize_key
+from agentos.wire.malformed import MalformedMessage
+from agentos.wire.messages import ActorSpecifier
+
+_CLOSE_SECONDS = 2.0
+
+
+class Connection:
+    """Lives within `run`, which returns when it has ended."""
+
+    def __init__(
+        self,
+        actor: Actor,
+        encoding: Encoding,
+        receive: Receive,
+        send: Send,
+        metrics: Metrics,
+        settings: Settings,
+    ) -> None:
+        specifier = ActorSpecifier(actor.actor_id, 1, serialize_key(actor.record.key))
+        self._core = ServerConnection(encoding, specifier, str(uuid.uuid4()))
+        self._actor = actor
+        self._receive = receive
+        self._raw_send = send
+        self._metrics = metrics
+        self._settings = settings
+        self._sending = asyncio.Lock()
+        self._unsent = 0
+        self._taken = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ending: asyncio.Future[Close | None] = asyncio.get_running_loop().create_future()
+        self._subscriber = Subscriber(
+            actor, self._core, self._send, metrics.counters, lambda: self.end(DESTROYED)
+        )
+
+    def end(self, close: Close | None) -> None:
+        """Close it, with this reason; None: the client has gone."""
+        if not self._ending.done():
+            self._ending.set_result(close)
+
+    async def run(self) -> None:
+        """Serve it to its end. The handshake was accepted."""
+        reader = asyncio.create_task(self._read())
+        try:
+            await asyncio.wait({reader, self._ending}, return_when=asyncio.FIRST_COMPLETED)
+            close = self._ending.result() if self._ending.done() else reader.result()
+        finally:
+            self._subscriber.stop()
+            for task in (reader, *self._tasks):
+                task.cancel()
+        if close is not None:
+            with contextlib.suppress(TimeoutError, Exception):
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await self._raw_send(
+                        {"type": "websocket.close", "code": close.code, "reason": close.reason}
+                    )
+
+    async def _read(self) -> Close | None:
+        await self._send(self._core.start())
+        self._subscriber.start()
+        while True:
+            message = await self._receive()
+            if message["type"] == "websocket.disconnect":
+                return None
+            text = message.get("text")
+            try:
+                self._take(text if text is not None else message["bytes"])
+            except MalformedMessage:
+                return MALFORMED
+            while self._unsent > self._settings.max_unsent_bytes:
+                self._taken.clear()
+                await self._taken.wait()
+
+    def _take(self, frame: Frame) -> None:
+        received = self._core.receive(frame)
+        if isinstance(received, ActionCalled):
+            self._spawn(self._act(received))
+        elif isinstance(received, Refused):
+            self._spawn(self._send(self._core.fail(received.action_id, received.error)))
+        elif isinstance(received, Subscribed):
+            self._subscriber.subscribed(received.name)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _act(self, called: ActionCalled) -> None:
+        try:
+            output = await perform(self._actor, called.name, called.args, self._metrics)
+            frame = self._core.respond(called.id, output)
+        except AgentOSError as error:
+            frame = self._core.fail(called.id, error)
+        except Exception:
+            frame = self._core.fail(called.id, InternalError("An internal error occurred"))
+        await self._send(frame)
+
+    async def _send(self, frame: Frame) -> None:
+        """Send a frame; returns when the socket takes more. What cannot be sent ends the connection."""
+        kind = "text" if isinstance(frame, str) else "bytes"
+        self._unsent += len(frame)
+        try:
+            async with self._sending:
+                await self._raw_send({"type": "websocket.send", kind: frame})
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            # Nobody is there any more: the reader is told so too, and ends everything.
+            self.end(None)
+        finally:
+            self._unsent -= len(frame)
+            self._taken.set()

@@ -1,0 +1,284 @@
+"""The gateway: actions over HTTP and connections over WebSockets, addressed by key or by id."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, Final
+
+from agentos.actor import Actor
+from agentos.actors import Actors
+from agentos.errors import AgentOSError, InternalError, InvalidRequest, LimitExceeded, VmNotFound
+from agentos.server.access import Access
+from agentos.server.calls import perform
+from agentos.server.connection import Connection
+from agentos.server.http import (
+    JSON_TYPE,
+    BodyTooLong,
+    Disconnected,
+    Headers,
+    MethodNotAllowed,
+    Receive,
+    Request,
+    RequestTimeout,
+    RouteNotFound,
+    Scope,
+    Send,
+    answer,
+)
+from agentos.server.metrics import Metrics
+from agentos.server.settings import Settings
+from agentos.wire.address import (
+    Action,
+    Address,
+    ById,
+    Connect,
+    Health,
+    Metadata,
+    Queue,
+    parse_address,
+)
+from agentos.wire.encodings import JSON, Encoding, encode_value
+from agentos.wire.failures import GOING_AWAY, Close, close_for, http_error, http_status
+from agentos.wire.keys import serialize_key
+from agentos.wire.messages import ActorSpecifier, HttpActionRequest, HttpActionResponse
+from agentos.wire.terms import Terms, select_subprotocol, terms_of_headers, terms_of_subprotocols
+from agentos.wire.values import UNDEFINED
+
+log = logging.getLogger("agentos.server")
+
+_HOOK_SECONDS: Final = 30.0
+_QUICK_SECONDS: Final = 0.1
+"""An action that takes longer is cancelled when its client goes away."""
+_BIG_BYTES: Final = 256 * 1024
+"""Bodies beyond this are decoded and encoded in a thread."""
+
+
+class Unsupported(AgentOSError):
+    """This server has no such thing."""
+
+    code = "actor.not_supported"
+
+
+class Gateway:
+    """Answers everything that is addressed to an actor."""
+
+    def __init__(self, actors: Actors, access: Access, metrics: Metrics, settings: Settings) -> None:
+        self._actors = actors
+        self._access = access
+        self._metrics = metrics
+        self._settings = settings
+        self._connections: set[Connection] = set()
+        self._nobody = asyncio.Event()
+        self._nobody.set()
+        self.leaving = False
+
+    # -- HTTP
+
+    async def http(self, request: Request, receive: Receive, send: Send, cors: Headers) -> None:
+        """Answer an HTTP request."""
+        encoding, actor = JSON, None
+        try:
+            terms = terms_of_headers(request.headers)
+            encoding = terms.encoding
+            address = self._address(request, terms)
+            asked = address.asked
+            if not isinstance(asked, Action):
+                await self._other(asked, send, cors)
+                return
+            if request.method != "POST":
+                raise MethodNotAllowed(
+                    f"{request.method}: an action is called with POST", method=request.method
+                )
+            data = await request.body(self._settings)
+            self._metrics.counters.bytes_in += len(data)
+            call = await _decoded(encoding, data)
+            actor = self._find(address)
+            with actor.active():
+                await actor.admit(terms.params)
+                output = await _until_gone(perform(actor, asked.name, call.args, self._metrics), receive)
+            body = await _encoded(encoding, output)
+        except Disconnected:
+            return
+        except Exception as error:
+            await self._fail(send, error, actor, cors)
+            return
+        headers = [(b"content-type", encoding.content_type.encode()), *_actor_headers(actor), *cors]
+        await answer(send, 200, body, headers)
+
+    async def _fail(self, send: Send, error: Exception, actor: Actor | None, cors: Headers) -> None:
+        """Answer with an error: always in JSON, which every client reads whatever it sent."""
+        if not isinstance(error, AgentOSError):
+            log.exception("request failed")
+            error = InternalError("An internal error occurred")
+        body = JSON.encode_body(http_error(error, _specifier(actor)))
+        # After a body that was not read, what follows on this connection is no request.
+        unread = isinstance(error, BodyTooLong | RequestTimeout)
+        headers = [JSON_TYPE, *cors, *([(b"connection", b"close")] if unread else [])]
+        await answer(send, status_of(error), body, headers)
+
+    async def _other(self, asked: Any, send: Send, cors: Headers) -> None:
+        if isinstance(asked, Health):
+            await answer(send, 200, b"ok", [(b"content-type", b"text/plain"), *cors])
+        elif isinstance(asked, Metadata):
+            await answer(send, 200, b"{}", [JSON_TYPE, *cors])
+        elif isinstance(asked, Queue):
+            raise Unsupported("VMs have no queues; call an action instead", queue=asked.name[:200])
+        else:
+            raise RouteNotFound("there is nothing under this path")
+
+    def _address(self, request: Request, terms: Terms) -> Address:
+        address = parse_address(request.path, request.query, terms.direct)
+        if address is None:
+            self._access.check(request, terms.token)
+            raise RouteNotFound("there is nothing under this path")
+        self._access.check(request, address.target.token, terms.token)
+        return address
+
+    def _find(self, address: Address) -> Actor:
+        target = address.target
+        if isinstance(target, ById):
+            return self._actors.by_id(target.actor_id)
+        actor = self._actors.by_key(target.namespace, target.name, target.key)
+        if actor is not None:
+            return actor
+        if not target.create:
+            raise VmNotFound("there is no VM of this key", name=target.name, key=list(target.key))
+        given = None if target.input is UNDEFINED else encode_value(target.input)
+        return self._actors.create(
+            target.namespace, target.name, target.key, pool=target.pool, region=target.region,
+            crash_policy=target.crash_policy, input=given,
+        )  # fmt: skip
+
+    # -- WebSockets
+
+    async def websocket(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a WebSocket. It is accepted whatever comes: clients that are refused earlier may wait for ever."""
+        await receive()
+        offered = scope.get("subprotocols", [])
+        await send({"type": "websocket.accept", "subprotocol": select_subprotocol(offered)})
+        counters = self._metrics.counters
+        try:
+            if self.leaving:
+                raise _GoingAway
+            if counters.connections >= self._settings.max_connections:
+                most = self._settings.max_connections
+                raise LimitExceeded.of(
+                    "max_connections", counters.connections + 1, most, "too many connections"
+                )
+            terms = terms_of_subprotocols(offered)
+            address = self._address(request, terms)
+            if not isinstance(address.asked, Connect):
+                raise RouteNotFound("there is nothing under this path")
+            actor = self._find(address)
+            with actor.active():
+                async with asyncio.timeout(_HOOK_SECONDS):
+                    await actor.admit(terms.params)
+                counters.connections += 1
+                try:
+                    await self._serve(
+                        Connection(actor, terms.encoding, receive, send, self._metrics, self._settings)
+                    )
+                finally:
+                    counters.connections -= 1
+        except _GoingAway:
+            await _close(send, GOING_AWAY)
+        except Exception as error:
+            if not isinstance(error, AgentOSError):
+                log.exception("connection failed")
+            await _close(send, close_for(error))
+
+    async def _serve(self, connection: Connection) -> None:
+        self._connections.add(connection)
+        self._nobody.clear()
+        try:
+            await connection.run()
+        finally:
+            self._connections.discard(connection)
+            if not self._connections:
+                self._nobody.set()
+
+    async def go_away(self) -> None:
+        """Tell every connection to come back later, and wait until they were told."""
+        self.leaving = True
+        for connection in list(self._connections):
+            connection.end(GOING_AWAY)
+        try:
+            async with asyncio.timeout(self._settings.drain_seconds):
+                await self._nobody.wait()
+        except TimeoutError:
+            pass
+
+
+class _GoingAway(Exception):
+    """The server shuts down."""
+
+
+def status_of(error: BaseException) -> int:
+    """The status of an answer that is an error."""
+    if isinstance(error, BodyTooLong):
+        return 413
+    if isinstance(error, RequestTimeout):
+        return 408
+    if isinstance(error, MethodNotAllowed):
+        return 405
+    if isinstance(error, Unsupported):
+        return 501
+    return http_status(error)
+
+
+async def _close(send: Send, close: Close) -> None:
+    try:
+        await send({"type": "websocket.close", "code": close.code, "reason": close.reason})
+    except Exception:  # the client has gone, which is what a close is for
+        pass
+
+
+def _specifier(actor: Actor | None) -> ActorSpecifier | None:
+    return None if actor is None else ActorSpecifier(actor.actor_id, 1, serialize_key(actor.record.key))
+
+
+def _actor_headers(actor: Actor) -> Headers:
+    return [(b"x-rivet-actor", actor.actor_id.encode())]
+
+
+async def _decoded(encoding: Encoding, data: bytes) -> HttpActionRequest:
+    if not data:
+        raise InvalidRequest("the body is empty: wanted an object with args", argument="body")
+    if len(data) > _BIG_BYTES:
+        return await asyncio.to_thread(encoding.decode_body, HttpActionRequest, data)
+    return encoding.decode_body(HttpActionRequest, data)
+
+
+async def _encoded(encoding: Encoding, output: Any) -> bytes:
+    message = HttpActionResponse(output)
+    if _weight(output) > _BIG_BYTES:
+        return await asyncio.to_thread(encoding.encode_body, message)
+    return encoding.encode_body(message)
+
+
+def _weight(output: Any) -> int:
+    """About how much there is to encode, without looking into everything."""
+    if isinstance(output, str | bytes):
+        return len(output)
+    if isinstance(output, dict):
+        return sum(len(one) for one in output.values() if isinstance(one, str | bytes | list))
+    return 64 * len(output) if isinstance(output, list) else 0
+
+
+async def _until_gone(work: Any, receive: Receive) -> Any:
+    """What `work` returns; when the client goes away first, `work` is cancelled and Disconnected raised."""
+    task = asyncio.ensure_future(work)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=_QUICK_SECONDS)
+        if not done:
+            gone = asyncio.ensure_future(receive())
+            try:
+                await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                gone.cancel()
+            if not task.done():
+                raise Disconnected
+        return task.result()
+    finally:
+        task.cancel()

@@ -1,0 +1,124 @@
+"""HTTP over raw ASGI: a request as it came, byte for byte, and answers in one piece."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, TypeAlias
+
+from agentos.errors import AgentOSError, LimitExceeded, NotFound
+from agentos.server.settings import Settings
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers: TypeAlias = list[tuple[bytes, bytes]]
+
+JSON_TYPE = (b"content-type", b"application/json")
+
+
+class RouteNotFound(NotFound):
+    """The server has nothing under this path."""
+
+    code = "api.not_found"
+
+
+class MethodNotAllowed(AgentOSError):
+    """The path is there, but not for this method."""
+
+    code = "actor.method_not_allowed"
+
+
+class RequestTimeout(AgentOSError, TimeoutError):
+    """The request did not arrive in time."""
+
+    code = "request.timeout"
+
+
+class BodyTooLong(LimitExceeded):
+    """The body is over the limit."""
+
+
+class Disconnected(Exception):
+    """The client went away: nobody is there to be answered."""
+
+
+class Request:
+    """One HTTP request or WebSocket handshake. `path` and `query` are undecoded."""
+
+    def __init__(self, scope: Scope, receive: Receive | None = None) -> None:
+        self.method: str = scope.get("method", "GET")
+        self.headers: Headers = list(scope["headers"])
+        raw = scope.get("raw_path") or scope["path"].encode()
+        root = scope.get("root_path", "").encode()
+        self.path: bytes = raw[len(root) :] if root and raw.startswith(root) else raw
+        self.query: bytes = scope.get("query_string", b"")
+        self._receive = receive
+
+    def header(self, name: bytes) -> str | None:
+        """The first header of this lower-case name."""
+        for one, value in self.headers:
+            if one == name:
+                return value.decode("latin-1")
+        return None
+
+    async def body(self, settings: Settings) -> bytes:
+        """All of the body. Raises BodyTooLong, RequestTimeout, or Disconnected."""
+        length = self.header(b"content-length")
+        if length is not None and length.isdigit() and int(length) > settings.max_body_bytes:
+            raise _too_long(int(length), settings)
+        assert self._receive is not None
+        message = await self._first(settings)
+        chunk: bytes = message.get("body", b"")
+        if not message.get("more_body", False):
+            if len(chunk) > settings.max_body_bytes:
+                raise _too_long(len(chunk), settings)
+            return chunk
+        return await self._rest(bytearray(chunk), settings)
+
+    async def _first(self, settings: Settings) -> MutableMapping[str, Any]:
+        return await _next(self._receive, settings.body_idle_seconds)
+
+    async def _rest(self, body: bytearray, settings: Settings) -> bytes:
+        deadline = asyncio.get_running_loop().time() + settings.body_seconds
+        more = True
+        while more:
+            left = deadline - asyncio.get_running_loop().time()
+            message = await _next(self._receive, min(settings.body_idle_seconds, left))
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > settings.max_body_bytes:
+                raise _too_long(len(body), settings)
+        return bytes(body)
+
+
+async def _next(receive: Receive | None, seconds: float) -> MutableMapping[str, Any]:
+    assert receive is not None
+    try:
+        async with asyncio.timeout(seconds):
+            message = await receive()
+    except TimeoutError:
+        raise RequestTimeout("the request's body did not arrive in time") from None
+    if message["type"] == "http.disconnect":
+        raise Disconnected
+    return message
+
+
+def _too_long(size: int, settings: Settings) -> BodyTooLong:
+    most = settings.max_body_bytes
+    return BodyTooLong(
+        f"a request's body may have at most {most} bytes", limit="max_body_bytes", value=size, maximum=most
+    )
+
+
+async def answer(send: Send, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Send a whole answer."""
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [length, *headers]})
+    await send({"type": "http.response.body", "body": body})
+
+
+def as_json(value: Any) -> bytes:
+    """`value` as the body of an answer."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")

@@ -1,0 +1,75 @@
+"""Numbers for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from agentos.actors import Actors
+from agentos.server.settings import Counters
+
+CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600)
+
+
+class Metrics:
+    """The metrics of one application."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.counters = Counters()
+        self._seconds = Histogram(
+            "agentos_action_seconds",
+            "Time that actions took.",
+            ["action"],
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        self._failures = Counter(
+            "agentos_action_failures", "Actions that failed.", ["action", "code"], registry=self.registry
+        )
+        self._boots = Histogram(
+            "agentos_boot_seconds", "Time that boots took.", buckets=_BUCKETS, registry=self.registry
+        )
+        self._in_flight = Gauge(
+            "agentos_actions_in_flight", "Actions that are not answered yet.", registry=self.registry
+        )
+
+    def watch(self, actors: Actors) -> None:
+        """Include the numbers of these actors."""
+        actors.on_booted = self._boots.observe
+        self.registry.register(_Live(actors, self.counters))
+
+    def began(self) -> None:
+        """An action began."""
+        self._in_flight.inc()
+
+    def ended(self, action: str, seconds: float, failure: str | None) -> None:
+        """An action ended; `failure` is the code of its error."""
+        self._in_flight.dec()
+        self._seconds.labels(action).observe(seconds)
+        if failure is not None:
+            self._failures.labels(action, failure).inc()
+
+    def text(self) -> bytes:
+        """All of them, as Prometheus reads them."""
+        return generate_latest(self.registry)
+
+
+class _Live:
+    """What is counted elsewhere, read when it is asked for."""
+
+    def __init__(self, actors: Actors, counters: Counters) -> None:
+        self._actors = actors
+        self._counters = counters
+
+    def collect(self) -> Iterable[Metric]:
+        counters = self._counters
+        yield GaugeMetricFamily("agentos_vms_running", "VMs that run.", len(self._actors.live))
+        yield GaugeMetricFamily("agentos_vms", "VMs, running or asleep.", self._actors.store.count())
+        yield GaugeMetricFamily("agentos_connections", "Open WebSockets.", counters.connections)
+        yield CounterMetricFamily("agentos_event_frames", "Events sent.", counters.event_frames)
+        yield CounterMetricFamily("agentos_event_bytes", "Bytes of the events sent.", counters.event_bytes)
+        yield CounterMetricFamily("agentos_gaps", "Times that a subscriber fell behind.", counters.gaps)

@@ -1,0 +1,70 @@
+"""The HTTP protocol of the ASGI server, with bounds that it does not have itself: on a request's headers.
+
+A client that opens a connection and sends its headers byte by byte, or never, or without end, holds a
+descriptor and memory for nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from agentos.server.settings import Settings
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """Closes connections whose headers are too slow or too long."""
+
+    settings = Settings()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._timer: asyncio.TimerHandle | None = None
+        self._header_bytes = 0
+        self._in_headers = False
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._timer = self.loop.call_later(self.settings.header_seconds, self._too_slow)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_headers:
+            self._header_bytes += len(data)
+            if self._header_bytes > self.settings.max_header_bytes:
+                self._refuse(b"431 Request Header Fields Too Large", b"headers too long")
+                return
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_headers = True
+        self._header_bytes = 0
+        if self._timer is None:
+            self._timer = self.loop.call_later(self.settings.header_seconds, self._too_slow)
+
+    def on_headers_complete(self) -> None:
+        self._in_headers = False
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_slow(self) -> None:
+        self._timer = None
+        self._refuse(b"408 Request Timeout", b"headers did not arrive in time")
+
+    def _refuse(self, status: bytes, text: bytes) -> None:
+        if not self.transport.is_closing():
+            head = b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-type: application/json\r\n"
+            body = b'{"group":"request","code":"invalid","message":"' + text + b'"}'
+            self.transport.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+            self.transport.close()

@@ -1,0 +1,117 @@
+"""Run a registry as a server of its own."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from agentos.errors import InvalidRequest
+from agentos.server.app import Application
+from agentos.server.logs import log_to_stderr
+from agentos.server.protocol import BoundedHttp
+from agentos.server.settings import LOOPBACK_HOSTS
+
+if TYPE_CHECKING:
+    from agentos.registry import Registry
+
+log = logging.getLogger("agentos.server")
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 6420
+_PING_SECONDS = 20.0
+_KEEP_ALIVE_SECONDS = 75
+
+
+def default_data_dir() -> Path:
+    """Where records and files are kept unless said otherwise."""
+    given = os.environ.get("AGENTOS_DATA_DIR")
+    if given:
+        return Path(given)
+    home = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return Path(home) / "agentos"
+
+
+class Server(uvicorn.Server):
+    """The ASGI server, which tells WebSocket clients to come back before it goes."""
+
+    def __init__(self, config: uvicorn.Config, application: Application) -> None:
+        super().__init__(config)
+        self.application = application
+
+    @property
+    def port(self) -> int:
+        """The port it listens on, once it does."""
+        return int(self.servers[0].sockets[0].getsockname()[1])
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            log.info("listening", extra={"host": self.config.host, "port": self.port, "pid": os.getpid()})
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        for server in self.servers:
+            server.close()
+        await self.application.go_away()
+        await super().shutdown(sockets)
+
+
+def make_server(
+    registry: Registry,
+    host: str = DEFAULT_HOST,
+    port: int = DEFAULT_PORT,
+    data_dir: str | Path | None = None,
+    token: str | None = None,
+) -> Server:
+    """A server that is ready to `serve()`, for tests and for who runs the event loop. Arguments as for `serve`."""
+    settings = registry.settings(token=token, host=host)
+    if settings.token is None and not is_loopback(host):
+        raise InvalidRequest(
+            f"{host} can be reached from other machines: a token is needed (--token, or AGENTOS_TOKEN)",
+            argument="token",
+        )
+    directory = Path(data_dir) if data_dir is not None else registry.data_dir or default_data_dir()
+    application = registry.application(directory.absolute(), settings)
+    protocol = type("Protocol", (BoundedHttp,), {"settings": settings})
+    config = uvicorn.Config(
+        application, host=host, port=port, loop="uvloop", http=protocol, ws="websockets-sansio", lifespan="on",
+        access_log=False, log_config=None, server_header=False, date_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=int(settings.drain_seconds),
+        ws_max_size=settings.max_body_bytes, ws_ping_interval=_PING_SECONDS, ws_ping_timeout=2 * _PING_SECONDS,
+        ws_per_message_deflate=False, backlog=4096,
+    )  # fmt: skip
+    return Server(config, application)
+
+
+def serve(
+    registry: Registry,
+    host: str = DEFAULT_HOST,
+    port: int = DEFAULT_PORT,
+    data_dir: str | Path | None = None,
+    token: str | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM. Raises InvalidRequest for an address that needs a token and has none.
+
+    Connections are told to come back, calls in flight get a few seconds to end, VMs are put to sleep with
+    their files.
+    """
+    if not logging.getLogger("agentos").handlers:
+        log_to_stderr(os.environ.get("AGENTOS_LOG", "info"))
+    server = make_server(registry, host, port, data_dir, token)
+    server.run()
+    if not server.started:
+        raise SystemExit(3)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can be reached from this machine only."""
+    if host in LOOPBACK_HOSTS:
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

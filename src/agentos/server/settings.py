@@ -1,0 +1,59 @@
+"""What a server allows, each bound by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from agentos.errors import InvalidRequest
+
+MIB = 1024 * 1024
+LOOPBACK_HOSTS = frozenset(("localhost", "127.0.0.1", "[::1]", "::1"))
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How an application guards itself.
+
+    Without a `token`, requests must be addressed to one of `hosts`, and web pages only of the server's own
+    origin or of `origins` may make them. With one, whoever shows it may come from anywhere.
+    """
+
+    token: str | None = None
+    hosts: frozenset[str] = LOOPBACK_HOSTS
+    """Names, without port, under which the server may be addressed; `*` for any."""
+    origins: frozenset[str] = frozenset()
+    """Origins, such as http://localhost:3000, whose pages may use the server without a token; `*` for any."""
+    max_body_bytes: int = 64 * MIB
+    """Bytes of one request's body, or of one WebSocket frame."""
+    max_header_bytes: int = 64 * 1024
+    """Bytes of a request's first line and headers."""
+    max_connections: int = 20_000
+    """WebSocket connections at once."""
+    max_unsent_bytes: int = 64 * MIB
+    """Bytes of results that one connection has not taken yet, beyond which its calls wait."""
+    header_seconds: float = 15.0
+    """For a request's headers to arrive, from the connection's beginning."""
+    body_idle_seconds: float = 20.0
+    """Longest silence while a body arrives."""
+    body_seconds: float = 300.0
+    """For a whole body to arrive."""
+    drain_seconds: float = 5.0
+    """For calls in flight to end when the server shuts down."""
+    max_live_vms: int = 10_000
+    """VMs running at once."""
+
+    def __post_init__(self) -> None:
+        if self.token is not None and (not isinstance(self.token, str) or len(self.token) < 8):
+            raise InvalidRequest.argument("token", "(hidden)", "text of at least 8 characters")
+
+
+@dataclass(slots=True)
+class Counters:
+    """Plain numbers that change with every byte, read when metrics are asked for."""
+
+    connections: int = 0
+    event_frames: int = 0
+    event_bytes: int = 0
+    gaps: int = 0
+    bytes_in: int = 0
+    by_reason: dict[str, int] = field(default_factory=dict)
