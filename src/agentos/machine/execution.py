@@ -22,6 +22,10 @@ from agentos.machine.pipes import Reader, Writer
 from agentos.model import Encoding, ExecResult, ExitStatus, OnLeaderExit, Orphan, Reason
 
 
+_LISTEN_AFTER = 0.002
+"""Seconds after which a running command's output is read as it comes; before, the pipes hold it."""
+
+
 class ExecOptions(NamedTuple):
     """The checked options of one exec."""
 
@@ -79,6 +83,7 @@ class Execution:
         self._captures = (Capture(options.max_output_bytes), Capture(options.max_output_bytes))
         self._deadlines: Deadlines | None = None
         self._launch: Launch | None = None
+        self._listen_timer: asyncio.TimerHandle | None = None
         self._readers: list[Reader] = []
         self._writer: Writer | None = None
         self._pipes_ended = 0
@@ -87,15 +92,18 @@ class Execution:
     async def run(self, program: Program, *, keep: Callable[[Reader], None]) -> ExecResult:
         """Run to the end. `keep` takes over pipes that children still hold."""
         began = time.monotonic()
-        ooms = self._oom_kills()
         launch = self._start(program)
         try:
-            await self._feed_stdin()
+            # What follows runs beside the program's own start.
+            ooms = self._oom_kills()
+            self._watch()
+            if self._writer is not None:
+                await self._feed_stdin()
             event = await launch.exited
             if launch.error:
                 raise spawn_failed(launch.error, program)
             for reader in self._readers:
-                reader.drain()
+                reader.drain(complete=not event.orphans)
             oom = not self._stopped and event.status != 0 and self._oom_kills() > ooms
             status = exit_status(event, stopped=self._stopped, oom=oom)
             orphans = tuple(Orphan(pid, command) for pid, command in event.orphans)
@@ -117,27 +125,34 @@ class Execution:
         ours = [pipes[0][0], pipes[1][0]] + ([pipes[2][1]] if len(pipes) > 2 else [])
         for fd in ours:
             os.set_blocking(fd, False)
-        job = program.job(stdin=self._options.stdin is not None)
+        job = program.job(quiet=True)
         try:
             launch = self._launch = self._link.launch(job, theirs)
         except BaseException:
             for fd in ours:
                 os.close(fd)
             raise
-        loop = self._link.loop
         self._readers = [
-            Reader(loop, fd, sink, self._pipe_ended)
+            Reader(self._link.loop, fd, sink, self._pipe_ended, listen=False)
             for fd, sink in zip(ours, (self._stdout, self._stderr), strict=False)
         ]
         if self._options.stdin is not None:
-            self._writer = Writer(loop, ours[2], len(self._options.stdin) + 1)
-        options = self._options
+            self._writer = Writer(self._link.loop, ours[2], len(self._options.stdin) + 1)
+        return launch
+
+    def _watch(self) -> None:
+        loop, options = self._link.loop, self._options
+        # Most commands have ended by then, with all that they wrote still in the pipes: one wakeup instead of five.
+        self._listen_timer = loop.call_later(_LISTEN_AFTER, self._listen)
         if options.timeout is not None or options.idle_timeout is not None or options.cpu_timeout is not None:
             self._deadlines = Deadlines(
                 loop, self._stop, wall=options.timeout, idle=options.idle_timeout, cpu=options.cpu_timeout,
                 cpu_used=self._cpu_used,
             )  # fmt: skip
-        return launch
+
+    def _listen(self) -> None:
+        for reader in self._readers:
+            reader.resume()
 
     async def _feed_stdin(self) -> None:
         if self._writer is None or self._options.stdin is None:
@@ -211,6 +226,8 @@ class Execution:
         )
 
     def _clean_up(self, keep: Callable[[Reader], None]) -> None:
+        if self._listen_timer:
+            self._listen_timer.cancel()
         if self._deadlines:
             self._deadlines.cancel()
         if self._writer:

@@ -24,12 +24,17 @@ class Program(NamedTuple):
     cwd: str
     env: dict[str, str]
     user: str
+    path: str | None = None
+    """Where the program is, when that need not be looked up."""
+    as_bash: bool = False
+    """Whether it is started in bash's place, and so finds in its environment what bash would have added."""
 
     def job(self, **stdio: Any) -> dict[str, Any]:
         """The spawner's job; `stdio` is its stdin or pty entry."""
         uid = UIDS[self.user]
         return {
             "argv": self.argv, "cwd": self.cwd, "env": self.env, "uid": uid, **stdio,
+            "path": self.path, "as_bash": self.as_bash,
         }  # fmt: skip
 
 
@@ -73,8 +78,16 @@ def check_user(user: object, default: str) -> str:
 
 def base_env(extra: Mapping[str, str], user: str, *, terminal: bool) -> dict[str, str]:
     """What a program finds in its environment when nobody says more."""
-    home = HOME if user == "agentos" else "/root"
-    environment = {
+    environment = dict(_BASE_ENV[user])
+    if terminal:
+        environment["TERM"] = "xterm-256color"
+        environment["COLORTERM"] = "truecolor"
+    environment.update(extra)
+    return environment
+
+
+def _user_env(user: str, home: str) -> dict[str, str]:
+    return {
         "PATH": f"{home}/.local/bin:{PATH}",
         "HOME": home,
         "USER": user,
@@ -83,17 +96,16 @@ def base_env(extra: Mapping[str, str], user: str, *, terminal: bool) -> dict[str
         # Of the locale only the encoding: the other categories would load a dozen files into every program.
         "LC_CTYPE": "C.UTF-8",
     }
-    if terminal:
-        environment["TERM"] = "xterm-256color"
-        environment["COLORTERM"] = "truecolor"
-    environment.update(extra)
-    return environment
+
+
+_BASE_ENV = {"agentos": _user_env("agentos", HOME), "root": _user_env("root", "/root")}
 
 
 def _check_size(argv: list[str], env: dict[str, str], maximum: int) -> None:
     total = 0
-    for text in (*argv, *(f"{key}={value}" for key, value in env.items())):
+    for text in (*argv, *map("=".join, env.items())):
         size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogateescape"))
+        total += size + 1
         if size > MAX_ARGUMENT_BYTES:
             raise LimitExceeded(
                 f"one argument or variable has {size} bytes, and Linux takes at most {MAX_ARGUMENT_BYTES} "
@@ -102,7 +114,6 @@ def _check_size(argv: list[str], env: dict[str, str], maximum: int) -> None:
                 value=size,
                 maximum=MAX_ARGUMENT_BYTES,
             )
-        total += size + 1
     if total > maximum:
         raise LimitExceeded.of(
             "argument_bytes", total, maximum, f"command, arguments and environment have {total} bytes"

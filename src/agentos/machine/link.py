@@ -215,7 +215,10 @@ class Spawner:
     def _received(self, message: Message, fds: list[int]) -> None:
         try:
             if "exited" in message:
-                self._link.leader_exited(self.launches.pop(int(message["exited"])), message)
+                launch = self.launches.pop(int(message["exited"]))
+                if "started" in message:
+                    launch.note_started(message, fds)
+                self._link.leader_exited(launch, message)
             elif "started" in message:
                 self.launches[int(message["started"])].note_started(message, fds)
             elif "failed" in message and "pid" not in message:

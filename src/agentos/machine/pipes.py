@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from agentos.errors import StdinClosed
 
-READ_BYTES = 256 * 1024
+READ_BYTES = 64 * 1024
 _READS_PER_WAKE = 8
 
 
@@ -40,6 +40,7 @@ class Reader:
         ended: Callable[[], None],
         *,
         keep_going: Callable[[], bool] | None = None,
+        listen: bool = True,
     ) -> None:
         self._loop = loop
         self.fd = fd
@@ -47,7 +48,8 @@ class Reader:
         self._ended = ended
         self._keep_going = keep_going
         self._listening = False
-        self.resume()
+        if listen:
+            self.resume()
 
     @property
     def open(self) -> bool:
@@ -55,7 +57,7 @@ class Reader:
         return self.fd >= 0
 
     def resume(self) -> None:
-        """Read again after `keep_going` said no."""
+        """Begin to read, or read again after `keep_going` said no."""
         if self.fd >= 0 and not self._listening:
             self._loop.add_reader(self.fd, self._readable)
             self._listening = True
@@ -71,7 +73,7 @@ class Reader:
                 self._pause()
                 return
             # A short read means that the pipe is empty: asking again would only cost a call.
-            if self._read(READ_BYTES) < READ_BYTES // 4:
+            if self._read(READ_BYTES) < READ_BYTES:
                 return
 
     def _read(self, size: int) -> int:
@@ -92,11 +94,16 @@ class Reader:
             self._ended()
         return len(data)
 
-    def drain(self) -> None:
-        """Read what is there now, and no more: a writer that never stops can not hold this up."""
-        if self.fd < 0:
+    def drain(self, *, complete: bool = False) -> None:
+        """Read what is there now, and no more: a writer that never stops can not hold this up.
+
+        With `complete` no writer is left, so everything to the end is what is there.
+        """
+        if complete:
+            while self.fd >= 0 and self._read(READ_BYTES):
+                pass
             return
-        left = pending(self.fd)
+        left = pending(self.fd) if self.fd >= 0 else 0
         while left > 0 and self.fd >= 0:
             got = self._read(min(left, READ_BYTES))
             if not got:

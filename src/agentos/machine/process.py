@@ -163,7 +163,7 @@ class Process:
             os.set_blocking(fd, False)
         try:
             launch = self._launch = link.launch(
-                self._program.job(stdin=True), [in_read, out_write, err_write]
+                self._program.job(), [in_read, out_write, err_write]
             )
         except BaseException:
             for fd in (in_write, out_read, err_read):

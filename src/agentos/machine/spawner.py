@@ -24,6 +24,8 @@ from agentos.machine.confinement import CAP_SYS_ADMIN, Confinement
 
 WASM_RUNNER = "/opt/agentos/bin/wasm"
 _ENOEXEC, _EACCES = 8, 13
+_ANNOUNCE_AFTER_MS = 2
+"""Most programs have ended by then: their start and end are told at once, and nobody is woken in between."""
 
 
 class _Failed(Exception):
@@ -49,6 +51,8 @@ class Spawner:
         self.channel = channel
         self.jobs: dict[int, int] = {}
         """pid of a program that was started -> number of its job."""
+        self.unannounced: dict[int, Message] = {}
+        """pid -> what is still to be said of a program that nobody waits to hear has started."""
         self.watched = False
         self.mark = _new_mark()
         self.children_fd = os.open("/proc/thread-self/children", os.O_RDONLY | os.O_CLOEXEC)
@@ -62,7 +66,10 @@ class Spawner:
         poll.register(self.channel.fileno(), select.POLLIN)
         poll.register(wake_read, select.POLLIN)
         while True:
-            for fd, _ in poll.poll():
+            ready = poll.poll(_ANNOUNCE_AFTER_MS if self.unannounced else None)
+            if not ready:
+                self.announce()
+            for fd, _ in ready:
                 if fd == wake_read:
                     os.read(wake_read, 4096)
                     self.reap()
@@ -92,17 +99,26 @@ class Spawner:
                 master, actions = _open_terminal(*job["pty"])
             else:
                 actions = _redirections(fds)
-            pid = _spawn(job["argv"], job["env"], job["cwd"], actions)
+            pid = _spawn(job, actions)
         except _Failed as failed:
             self.channel.send({"failed": number, "errno": failed.errno, "step": failed.step})
         else:
             self.jobs[pid] = number
             started: Message = {"started": number, "pid": pid, "mark": self.mark}
-            self.channel.send(started, [master] if master >= 0 else ())
+            if job.get("quiet"):
+                self.unannounced[pid] = started
+            else:
+                self.channel.send(started, [master] if master >= 0 else ())
             self.mark = _new_mark()
         finally:
             for fd in (*fds, *([master] if master >= 0 else ())):
                 os.close(fd)
+
+    def announce(self) -> None:
+        """Say what runs, now that it seems to go on: the host can not kill what it has not heard of."""
+        for started in self.unannounced.values():
+            self.channel.send(started)
+        self.unannounced.clear()
 
     def reap(self) -> None:
         """Collect every child that ended, and report those that a job began."""
@@ -114,6 +130,7 @@ class Spawner:
             if pid == 0:
                 return
             number = self.jobs.pop(pid, None)
+            started = self.unannounced.pop(pid, {})
             if number is None:
                 if self.watched:
                     self.watched = False
@@ -121,6 +138,7 @@ class Spawner:
             else:
                 self.channel.send(
                     {
+                        **started,
                         "exited": number,
                         "pid": pid,
                         "status": status,
@@ -153,14 +171,17 @@ def _new_mark() -> int:
     return os.stat("/proc/self/ns/cgroup").st_ino
 
 
-def _spawn(argv: list[str], environment: dict[str, str], cwd: str, actions: list[Any]) -> int:
+def _spawn(job: Message, actions: list[Any]) -> int:
+    argv, environment = job["argv"], job["env"]
     try:
         # Not the caller's cwd but this process's: posix_spawn(3) as Python has it knows no other way.
-        os.chdir(cwd)
+        os.chdir(job["cwd"])
     except OSError as error:
         raise _Failed("chdir", error) from error
     try:
-        path = _find_program(argv[0], environment.get("PATH", os.defpath))
+        path = job["path"] or _find_program(argv[0], environment.get("PATH", os.defpath))
+        if job["as_bash"]:
+            environment = {**environment, "PWD": os.getcwd(), "SHLVL": "0", "_": path}
         return _spawn_path(path, argv, environment, actions)
     except OSError as error:
         raise _Failed("exec", error) from error
@@ -209,10 +230,9 @@ def _find_program(name: str, path: str) -> str:
     denied = False
     for directory in path.split(":"):
         candidate = f"{directory or '.'}/{name}"
-        if os.access(candidate, os.X_OK):
-            if not os.path.isdir(candidate):
+        if os.path.isfile(candidate):
+            if os.access(candidate, os.X_OK):
                 return candidate
-        elif os.path.isfile(candidate):
             denied = True
     if name.endswith(".wasm") and os.path.isfile(name):
         return f"./{name}"

@@ -29,6 +29,7 @@ from agentos.machine.jobs import BASH, Program, check_program, check_signal
 from agentos.machine.link import Link, Port
 from agentos.machine.output import DEFAULT_PAGE_BYTES
 from agentos.machine.pipes import Reader
+from agentos.machine.plainwords import plain_words
 from agentos.machine.plan import HOME, UIDS
 from agentos.machine.process import Process
 from agentos.machine.shell import Shell
@@ -227,11 +228,18 @@ class VM:
         empty unless given. A command that bash can not find has exit code 127.
         """
         check_text("command", command)
-        program = check_program(self.spec, BASH, ["-c", command], cwd=cwd, env=env, user=user)
-        program.argv[0] = "bash"
+        program = check_program(self.spec, "bash", ["-c", command], cwd=cwd, env=env, user=user)
+        program = program._replace(path=BASH)
         options = self._exec_options(
             stdin, timeout, idle_timeout, cpu_timeout, max_output_bytes, encoding, on_leader_exit
         )
+        words = plain_words(command, program.env)
+        if words is not None:
+            try:
+                return await self._execute(program._replace(argv=words, path=None, as_bash=True), options)
+            except SpawnFailed as error:
+                if error.details.get("step") != "exec":
+                    raise
         return await self._execute(program, options)
 
     async def exec_file(

@@ -1,0 +1,42 @@
+"""Commands that need no shell: what bash would only split at blanks and then replace itself with.
+
+Starting bash costs more than most commands that agents run. For a command of plain words, whose first is
+neither a keyword nor a builtin, `bash -c` finds the program on PATH and turns into it, so the program can be
+started at once: same arguments, same environment, same process. Anything else, any doubt, and any program
+that can not be started (bash words that error better) goes to bash.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+# No character here means anything to bash outside of quotes, wherever in a word it stands.
+_PLAIN = re.compile(r"[ \t]*([A-Za-z0-9_./:,+@%-][A-Za-z0-9_./:,+@%=-]*)((?:[ \t]+[A-Za-z0-9_./:,+@%=-]+)*)[ \t]*\n?")
+
+_BUILTINS_AND_KEYWORDS = frozenset(
+    """. : alias bg bind break builtin caller case cd command compgen complete compopt continue coproc declare dirs
+    disown do done echo elif else enable esac eval exec exit export false fc fg fi for function getopts hash help
+    history if in jobs kill let local logout mapfile popd printf pushd pwd read readarray readonly return select
+    set shift shopt source suspend test then time times trap true type typeset ulimit umask unalias unset until
+    wait while""".split()
+)
+_CHANGES_BASH = ("BASH_ENV", "BASHOPTS", "SHELLOPTS", "POSIXLY_CORRECT", "BASH_XTRACEFD", "BASH_COMPAT", "ENV")
+
+
+def plain_words(command: str, env: Mapping[str, str]) -> list[str] | None:
+    """The words of `command`, where starting them as a program is all that bash would do; otherwise None."""
+    match = _PLAIN.fullmatch(command)
+    if match is None or "=" in match[1] or match[1][0] == "%":
+        return None
+    words = [match[1], *match[2].split()]
+    if not _is_program(words) or any(name in env for name in _CHANGES_BASH):
+        return None
+    return None if any(name.startswith("BASH_FUNC_") for name in env) else words
+
+
+def _is_program(words: list[str]) -> bool:
+    if words[0] == "echo":
+        # A builtin, but on words without options or backslashes the program does the very same.
+        return len(words) < 2 or not words[1].startswith("-")
+    return words[0] not in _BUILTINS_AND_KEYWORDS
