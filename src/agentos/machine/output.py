@@ -145,9 +145,10 @@ class OutputLog:
             self._waiters.append(waiter)
             try:
                 await waiter
-            finally:
-                if not waiter.done():
+            except asyncio.CancelledError:
+                if waiter in self._waiters:
                     self._waiters.remove(waiter)
+                raise
 
     async def read_wait(self, cursor: int, max_bytes: int, wait: float) -> OutputPage:
         """As `read`, but where nothing follows yet, wait up to `wait` seconds for it."""
