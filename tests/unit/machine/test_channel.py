@@ -1,0 +1,208 @@
+"""Messages and descriptors between host, zygote and init; nothing from the other end is trusted."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentos.machine.channel import (
+    MAX_FDS,
+    MAX_FRAME_BYTES,
+    BlockingChannel,
+    ChannelBroken,
+    Decoder,
+    frame,
+    read,
+    send,
+)
+
+Pair = tuple[BlockingChannel, BlockingChannel]
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=10,
+)
+MESSAGES = st.lists(st.dictionaries(st.text(), JSON, max_size=4), max_size=6)
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """Two ends, closed afterwards."""
+    left, right = (BlockingChannel(one) for one in socket.socketpair())
+    yield left, right
+    left.close()
+    right.close()
+
+
+def open_fds() -> set[str]:
+    """The numbers of all open descriptors."""
+    return set(os.listdir("/proc/self/fd"))
+
+
+def test_a_message_arrives(pair: Pair) -> None:
+    """As it was sent."""
+    left, right = pair
+    left.send({"op": "launch", "text": "ü\ud800\n", "list": [1, None, True]})
+    assert right.receive() == ({"op": "launch", "text": "ü\ud800\n", "list": [1, None, True]}, [])
+
+
+def test_descriptors_travel_with_their_message(pair: Pair) -> None:
+    """Each message has its own, in order, close-on-exec; the sender keeps its copies."""
+    left, right = pair
+    pipes = [os.pipe() for _ in range(3)]
+    left.send({"n": 1}, [pipes[0][0], pipes[1][0]])
+    left.send({"n": 2})
+    left.send({"n": 3}, [pipes[2][0]])
+    received = []
+    for number, count in ((1, 2), (2, 0), (3, 1)):
+        message, fds = right.receive()
+        assert (message["n"], len(fds)) == (number, count)
+        received += fds
+    for fd, (_, write_end) in zip(received, pipes, strict=True):
+        assert not os.get_inheritable(fd)
+        os.write(write_end, b"x")
+        assert os.read(fd, 10) == b"x"
+        os.close(fd)
+    for one in pipes:
+        for fd in one:
+            os.close(fd)
+
+
+def test_the_end_of_the_stream_breaks_the_channel(pair: Pair) -> None:
+    """receive() never returns nothing."""
+    left, right = pair
+    left.sock.shutdown(socket.SHUT_WR)
+    with pytest.raises(ChannelBroken):
+        right.receive()
+
+
+def test_a_message_too_large_is_not_sent() -> None:
+    """The sender hears of it, before a byte has gone out."""
+    with pytest.raises(ValueError):
+        frame({"x": "y" * MAX_FRAME_BYTES})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        struct.pack("<IB", MAX_FRAME_BYTES + 1, 0),
+        struct.pack("<IB", 2, MAX_FDS + 1) + b"{}",
+        struct.pack("<IB", 2, 1) + b"{}",
+        struct.pack("<IB", 2, 0) + b"[]",
+        struct.pack("<IB", 1, 0) + b"{",
+        struct.pack("<IB", 2, 0) + b'"\xff',
+        struct.pack("<IB", 4, 0) + b"null",
+        struct.pack("<IB", 100_000, 0) + b"[" * 100_000,
+    ],
+    ids=["long", "many fds", "missing fd", "list", "half", "not ascii", "null", "deep"],
+)
+def test_what_is_no_frame_breaks_the_channel(data: bytes) -> None:
+    """Whatever it is, and nothing of it is kept open."""
+    decoder = Decoder()
+    mine = os.pipe()
+    before = open_fds()
+    with pytest.raises(ChannelBroken):
+        decoder.feed(frame({"fine": True}, 1) + data, [os.dup(mine[0])])
+    assert open_fds() == before
+    for fd in mine:
+        os.close(fd)
+
+
+def test_descriptors_that_no_message_claims_are_closed() -> None:
+    """When the channel is."""
+    decoder = Decoder()
+    mine = os.pipe()
+    before = open_fds()
+    assert decoder.feed(frame({}), [os.dup(mine[0])]) == [({}, [])]
+    decoder.close()
+    assert open_fds() == before
+    for fd in mine:
+        os.close(fd)
+
+
+def test_more_descriptors_than_a_frame_may_carry_are_closed(pair: Pair) -> None:
+    """The kernel closes those that do not fit, the channel the rest."""
+    left, right = pair
+    fds = [os.dup(0) for _ in range(MAX_FDS * 2)]
+    before = open_fds()
+    socket.send_fds(left.sock, [frame({}, 1)], fds)
+    with pytest.raises(ChannelBroken):
+        read(right.sock)
+    assert open_fds() == before
+    for fd in fds:
+        os.close(fd)
+
+
+@given(MESSAGES, st.lists(st.integers(1, 40), min_size=1))
+def test_any_chunking_gives_the_same_messages(messages: list[dict[str, Any]], sizes: list[int]) -> None:
+    """A stream has no borders of its own."""
+    stream = b"".join(frame(one) for one in messages)
+    decoder = Decoder()
+    got = []
+    number = 0
+    while stream:
+        size = sizes[number % len(sizes)]
+        number += 1
+        got += [message for message, _ in decoder.feed(stream[:size])]
+        stream = stream[size:]
+    assert got == messages
+
+
+@given(st.binary(max_size=200), st.lists(st.integers(1, 20), min_size=1))
+def test_any_bytes_decode_or_break(data: bytes, sizes: list[int]) -> None:
+    """Nothing else can come of them, in whatever pieces; what decodes is an object."""
+    decoder = Decoder()
+    number = 0
+    try:
+        while data:
+            size = sizes[number % len(sizes)]
+            number += 1
+            for message, fds in decoder.feed(data[:size]):
+                assert isinstance(message, dict)
+                assert not fds
+            data = data[size:]
+    except ChannelBroken:
+        pass
+
+
+@given(st.binary(max_size=60))
+def test_any_body_in_a_good_header_decodes_or_breaks(body: bytes) -> None:
+    """JSON objects come through as they are."""
+    try:
+        expected = json.loads(body.decode("ascii"))
+    except (ValueError, RecursionError):
+        expected = None
+    data = struct.pack("<IB", len(body), 0) + body
+    if isinstance(expected, dict):
+        assert Decoder().feed(data) == [(expected, [])]
+    else:
+        with pytest.raises(ChannelBroken):
+            Decoder().feed(data)
+
+
+def test_a_large_message_with_descriptors_over_a_small_socket() -> None:
+    """The descriptors go with the first part and are not sent again with the rest."""
+    left, right = socket.socketpair()
+    left.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    receiver = BlockingChannel(right)
+    child = os.fork()
+    if child == 0:
+        try:
+            send(left, {"x": "y" * 1_000_000}, [0])
+        finally:
+            os._exit(0)
+    message, fds = receiver.receive()
+    assert (len(message["x"]), len(fds)) == (1_000_000, 1)
+    os.close(fds[0])
+    left.close()
+    receiver.close()
+    assert os.waitpid(child, 0)[1] == 0

@@ -1,0 +1,207 @@
+"""The log of output: cursors, gaps, bounds, waiting readers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from agentos.machine.output import OutputLog
+from agentos.model import OutputChunk
+
+
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    """Run a coroutine function to its end, within some seconds."""
+
+    async def limited() -> None:
+        async with asyncio.timeout(10):
+            await scenario()
+
+    asyncio.run(limited())
+
+
+def test_what_was_written_is_read() -> None:
+    """Streams keep their order of arrival, and each its own offsets."""
+    log = OutputLog(1000)
+    log.append("stdout", b"one")
+    log.append("stderr", b"two!")
+    log.append("stdout", b"three")
+    page = log.read()
+    assert page.events == (
+        OutputChunk("stdout", b"one", 0),
+        OutputChunk("stderr", b"two!", 0),
+        OutputChunk("stdout", b"three", 3),
+    )
+    assert (page.cursor, page.truncated, page.skipped, page.exited) == (12, False, 0, False)
+
+
+def test_a_cursor_continues() -> None:
+    """Also from the middle of what was one write."""
+    log = OutputLog(1000)
+    log.append("stdout", b"abcdef")
+    first = log.read(0, max_bytes=2)
+    assert first.events == (OutputChunk("stdout", b"ab", 0),)
+    second = log.read(first.cursor)
+    assert second.events == (OutputChunk("stdout", b"cdef", 2),)
+    assert log.read(second.cursor).events == ()
+
+
+def test_a_page_is_bounded() -> None:
+    """It may end within a write, and the cursor says where."""
+    log = OutputLog(10_000)
+    for data in (b"aaa", b"bbb"):
+        log.append("stdout", data)
+        log.append("stderr", b"-")
+    page = log.read(0, max_bytes=5)
+    assert b"".join(one.data for one in page.events) == b"aaa-b"
+    assert page.cursor == 5
+
+
+def test_the_end_is_told_with_the_last_byte() -> None:
+    """`exited` only where nothing follows."""
+    log = OutputLog(1000)
+    log.append("stdout", b"abc")
+    log.finish()
+    assert not log.read(0, max_bytes=2).exited
+    assert log.read(2).exited
+    assert log.read(3).exited
+    assert log.read(99).exited
+
+
+def test_a_reader_that_fell_behind_is_told_by_how_much() -> None:
+    """The first chunk after the gap and the page both say it, and nothing is invented."""
+    log = OutputLog(10_000)
+    for number in range(100):
+        log.append("stdout", bytes([number]) * 4096)
+    page = log.read(0)
+    assert page.truncated
+    assert page.skipped == log.start > 0
+    assert page.events[0].skipped == log.start
+    assert page.events[0].offset == log.start
+    assert page.events[0].data[:1] == bytes([log.start // 4096])
+    assert [one.skipped for one in page.events[1:]] == [0] * (len(page.events) - 1)
+    assert not log.read(page.cursor).truncated
+
+
+def test_one_write_larger_than_the_bound_is_kept_whole() -> None:
+    """The newest block always is: a page has something to give."""
+    log = OutputLog(100)
+    log.append("stdout", b"x" * 5000)
+    assert log.read().skipped == 0
+    log.append("stdout", b"y")
+    assert (log.read().skipped, log.read().events[0].data) == (5000, b"y")
+
+
+def test_bytes_written_one_by_one_cost_what_bytes_cost() -> None:
+    """Small writes of one stream are gathered: almost the whole bound is output."""
+    log = OutputLog(100_000)
+    for _ in range(200_000):
+        log.append("stdout", b"x")
+    assert 90_000 <= log.end - log.start <= 100_000
+
+
+def test_waiting_readers_all_wake() -> None:
+    """Any number of them, each with its own cursor."""
+
+    async def scenario() -> None:
+        log = OutputLog(1000)
+        log.append("stdout", b"abc")
+        waiters = [asyncio.create_task(log.read_wait(cursor, 100, 5)) for cursor in (3, 3, 3)]
+        await asyncio.sleep(0)
+        log.append("stderr", b"d")
+        for page in await asyncio.gather(*waiters):
+            assert page.events == (OutputChunk("stderr", b"d", 0),)
+
+    run(scenario)
+
+
+def test_a_wait_ends_with_the_output() -> None:
+    """finish() wakes who waits for more."""
+
+    async def scenario() -> None:
+        log = OutputLog(1000)
+        waiter = asyncio.create_task(log.read_wait(0, 100, 5))
+        await asyncio.sleep(0)
+        log.finish()
+        page = await waiter
+        assert (page.events, page.exited) == ((), True)
+
+    run(scenario)
+
+
+def test_a_wait_that_ran_out_gives_an_empty_page() -> None:
+    """No error: the cursor stays."""
+
+    async def scenario() -> None:
+        page = await OutputLog(1000).read_wait(0, 100, 0.01)
+        assert (page.events, page.cursor, page.exited) == ((), 0, False)
+
+    run(scenario)
+
+
+def test_a_cancelled_reader_is_forgotten() -> None:
+    """It leaves nothing in the log, and the others wait on."""
+
+    async def scenario() -> None:
+        log = OutputLog(1000)
+        gone = asyncio.create_task(log.wait(0))
+        stays = asyncio.create_task(log.wait(0))
+        await asyncio.sleep(0)
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        assert len(log._waiters) == 1
+        log.append("stdout", b"x")
+        await stays
+        assert not log._waiters
+
+    run(scenario)
+
+
+def test_following_ends_with_the_output() -> None:
+    """Chunks as they come, then StopAsyncIteration."""
+
+    async def scenario() -> None:
+        log = OutputLog(1000)
+        seen: list[bytes] = []
+
+        async def follow() -> None:
+            async for chunk in log.follow():
+                seen.append(chunk.data)
+
+        follower = asyncio.create_task(follow())
+        for data in (b"a", b"b"):
+            await asyncio.sleep(0)
+            log.append("stdout", data)
+        await asyncio.sleep(0)
+        log.finish()
+        await follower
+        assert b"".join(seen) == b"ab"
+
+    run(scenario)
+
+
+def test_a_lossless_log_says_when_it_is_full() -> None:
+    """Full is what nobody has read; reading makes room and says so."""
+    log = OutputLog(10, lossless=True)
+    made_room: list[bool] = []
+    log.on_room = lambda: made_room.append(log.full)
+    log.append("stdout", b"x" * 10)
+    assert log.full
+    log.read(0, max_bytes=1)
+    assert not log.full
+    assert made_room == [False]
+
+
+def test_a_lossless_log_drops_only_what_was_read() -> None:
+    """However far over its bound it is."""
+    log = OutputLog(100, lossless=True)
+    for _ in range(10):
+        log.append("stdout", b"x" * 50)
+        log.append("stderr", b"y" * 50)
+    assert log.start == 0
+    log.read(0, max_bytes=500)
+    log.append("stdout", b"z")
+    assert 0 < log.start <= 500
+    assert not log.read(500).truncated
