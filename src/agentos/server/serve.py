@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ipaddress
 import logging
 import os
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +52,21 @@ class Server(uvicorn.Server):
     def port(self) -> int:
         """The port it listens on, once it does."""
         return int(self.servers[0].sockets[0].getsockname()[1])
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM end it in order, with exit code 0; the second one at once."""
+        loop = asyncio.get_running_loop()
+        handled = (
+            (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        )
+        for one in handled:
+            loop.add_signal_handler(one, self.handle_exit, one, None)
+        try:
+            yield
+        finally:
+            for one in handled:
+                loop.remove_signal_handler(one)
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)

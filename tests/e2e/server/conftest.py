@@ -1,0 +1,118 @@
+"""A real server in a process of its own, and plain HTTP and WebSocket to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+
+class RunningServer:
+    """One server process. `url` is where it listens, `logs` what it has said so far."""
+
+    def __init__(self, data_dir: Path, *arguments: str, port: int = 0) -> None:
+        self.data_dir = data_dir
+        command = [sys.executable, "-m", "agentos.server", "--port", str(port), "--data-dir", str(data_dir)]
+        env = {name: value for name, value in os.environ.items() if name != "AGENTOS_TOKEN"}
+        self.process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, env=env)
+        self.logs: list[dict[str, Any]] = []
+        self.port = self._read_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.http = self.client()
+        self._reader = threading.Thread(target=self._read_rest, daemon=True)
+        self._reader.start()
+
+    def _read_port(self) -> int:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            entry = json.loads(line)
+            self.logs.append(entry)
+            if entry["message"] == "listening":
+                return int(entry["port"])
+        raise AssertionError(f"the server did not start: {self.logs}")
+
+    def _read_rest(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.logs.append(json.loads(line))
+
+    def client(self) -> httpx.Client:
+        """A client of its own."""
+        return httpx.Client(base_url=self.url, timeout=30)
+
+    def path(self, key: str, rest: str, method: str = "getOrCreate", name: str = "vm") -> str:
+        """The path and query of what `rest` asks of the VM of this key."""
+        return f"/gateway/{name}/{rest}?rvt-namespace=default&rvt-method={method}&rvt-key={key}"
+
+    def post(self, key: str, action: str, *args: Any, method: str = "getOrCreate") -> httpx.Response:
+        """Call an action, whatever comes of it."""
+        return self.http.post(self.path(key, f"action/{action}", method), json={"args": list(args)})
+
+    def call(self, key: str, action: str, *args: Any) -> Any:
+        """The result of an action that succeeds."""
+        response = self.post(key, action, *args)
+        assert response.status_code == 200, response.text
+        return response.json()["output"]
+
+    def socket_url(self, key: str) -> str:
+        """Where to connect."""
+        return f"ws://127.0.0.1:{self.port}{self.path(key, 'connect')}"
+
+    def kill(self) -> None:
+        """As a power cut, for this process."""
+        self.process.kill()
+        self.process.wait(20)
+        self._reader.join(20)
+
+    def close(self) -> int:
+        """SIGTERM, and the exit code."""
+        self.http.close()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(30)
+        self._reader.join(20)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return code
+
+
+@pytest.fixture(scope="session")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server for all tests that leave it as they found it."""
+    running = RunningServer(tmp_path_factory.mktemp("data"))
+    yield running
+    assert running.close() == 0
+    failed = [one for one in running.logs if one["level"] == "error"]
+    assert not failed, failed
+
+
+@pytest.fixture
+def server(shared_server: RunningServer) -> Iterator[RunningServer]:
+    """The same, with a client of the test's own."""
+    shared_server.http.close()
+    shared_server.http = shared_server.client()
+    yield shared_server
+    shared_server.http.close()
+
+
+@pytest.fixture
+def start_server(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
+    """Starts servers of a test's own, on the test's data directory unless told otherwise."""
+    running: list[RunningServer] = []
+
+    def start(*arguments: str, port: int = 0, data_dir: Path | None = None) -> RunningServer:
+        running.append(RunningServer(data_dir or tmp_path / "data", *arguments, port=port))
+        return running[-1]
+
+    yield start
+    for one in running:
+        one.close()
