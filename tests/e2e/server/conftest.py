@@ -38,6 +38,8 @@ class RunningServer:
             self.logs.append(entry)
             if entry["message"] == "listening":
                 return int(entry["port"])
+        self.process.stderr.close()
+        self.process.wait(20)
         raise AssertionError(f"the server did not start: {self.logs}")
 
     def _read_rest(self) -> None:

@@ -1,0 +1,221 @@
+"""Events: nothing lost, each connection at its own pace, the end after the last output."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect
+
+from agentos.wire.encodings import BARE
+from agentos.wire.messages import ActionRequest, ActionResponse, Event, Init, SubscriptionRequest, ToClient
+
+MIB = 1024 * 1024
+
+
+class Caller:
+    """The client's side of one connection, bare-handed."""
+
+    def __init__(self, websocket: ClientConnection) -> None:
+        self.websocket = websocket
+        self._next_id = 0
+
+    async def send(self, name: str, *args: Any) -> int:
+        """Call an action, and do not wait for it."""
+        self._next_id += 1
+        await self.websocket.send(BARE.encode_frame(ActionRequest(self._next_id, name, args)))
+        return self._next_id
+
+    async def subscribe(self, *names: str) -> None:
+        """Ask for events; when this returns, the server has heard it."""
+        for name in names:
+            await self.websocket.send(BARE.encode_frame(SubscriptionRequest(name, True)))
+        await self.call("exists", "/")
+
+    async def receive(self) -> ToClient:
+        """The next message."""
+        return BARE.decode_to_client(await asyncio.wait_for(self.websocket.recv(), 30))
+
+    async def call(self, name: str, *args: Any) -> Any:
+        """Call an action; events that come meanwhile are dropped."""
+        wanted = await self.send(name, *args)
+        while True:
+            message = await self.receive()
+            if isinstance(message, ActionResponse) and message.id == wanted:
+                return message.output
+            assert isinstance(message, Event), message
+
+    async def event(self, *names: str) -> tuple[str, dict[str, Any]]:
+        """The next event of one of these names."""
+        while True:
+            message = await self.receive()
+            if isinstance(message, Event) and message.name in names:
+                return message.name, message.args[0]
+
+
+@contextlib.asynccontextmanager
+async def connected(server: Any, key: str, **more: Any) -> AsyncIterator[Caller]:
+    """An open connection."""
+    protocols: Any = ["rivet", "rivet_encoding.bare"]
+    async with connect(
+        server.socket_url(key), subprotocols=protocols, max_size=None, compression=None, proxy=None, **more
+    ) as websocket:
+        caller = Caller(websocket)
+        assert isinstance(await caller.receive(), Init)
+        yield caller
+
+
+async def post(server: Any, key: str, action: str, *args: Any) -> Any:
+    """An action over HTTP, while the loop goes on."""
+    return await asyncio.to_thread(server.call, key, action, *args)
+
+
+async def collect(caller: Caller, pid: int) -> tuple[bytes, int, int]:
+    """Output of a process to its end, bytes passed over, exit code. Offsets are checked."""
+    data, skipped = bytearray(), 0
+    while True:
+        name, payload = await caller.event("processOutput", "processExit", "streamError")
+        if name == "streamError":
+            assert (payload["scope"], payload["id"], payload["code"]) == ("process", pid, "stream.gap")
+            skipped += payload["skipped"]
+        elif payload["pid"] == pid and name == "processOutput":
+            assert payload["offset"] == len(data) + skipped
+            data += payload["data"]
+        elif payload["pid"] == pid:
+            return bytes(data), skipped, payload["exitCode"]
+
+
+def test_a_late_subscriber_gets_the_first_byte(server: Any) -> None:
+    """Even of a process that has ended: the order connect, on, spawn over HTTP is never a race."""
+
+    async def scene() -> None:
+        pid = (await post(server, "late", "spawn", "echo", ["first"]))["pid"]
+        await post(server, "late", "waitProcess", pid)
+        async with connected(server, "late") as caller:
+            for name in ("processExit", "processOutput"):
+                await caller.websocket.send(BARE.encode_frame(SubscriptionRequest(name, True)))
+            assert await collect(caller, pid) == (b"first\n", 0, 0)
+
+    asyncio.run(scene())
+
+
+def test_only_what_was_asked_for_comes(server: Any) -> None:
+    """No events without a subscription, and none after its end."""
+
+    async def scene() -> None:
+        async with connected(server, "asked") as caller:
+            await caller.send("exec", "true")
+            assert isinstance(await caller.receive(), ActionResponse)
+            pid = (await caller.call("spawn", "echo", ["x"]))["pid"]
+            await caller.send("waitProcess", pid)
+            assert isinstance(await caller.receive(), ActionResponse)
+            await caller.subscribe("processExit")
+            await caller.send("spawn", "echo", ["x"])
+            messages = [await caller.receive() for _ in range(2)]
+            assert {type(one) for one in messages} <= {ActionResponse, Event}
+            assert [one.name for one in messages if isinstance(one, Event)] in (
+                [],
+                ["processExit"],
+                ["processExit"] * 2,
+            )
+
+    asyncio.run(scene())
+
+
+def test_many_connections_get_every_byte(server: Any) -> None:
+    """Twenty subscribers of one process that writes more than its log holds: all have the same bytes."""
+
+    async def scene() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            callers = [await stack.enter_async_context(connected(server, "many")) for _ in range(20)]
+            for caller in callers:
+                await caller.subscribe("processOutput", "processExit", "streamError")
+            pid = (await post(server, "many", "spawn", "head", ["-c", str(3 * MIB), "/dev/urandom"]))["pid"]
+            results = await asyncio.gather(*(collect(one, pid) for one in callers))
+        assert {(len(data), skipped, code) for data, skipped, code in results} == {(3 * MIB, 0, 0)}
+        assert len({hashlib.sha256(data).digest() for data, _, _ in results}) == 1
+
+    asyncio.run(scene())
+
+
+def test_a_stalled_subscriber_delays_nobody_and_is_told(server: Any) -> None:
+    """It reads nothing while 64 MiB pass; the process ends, others read on, and it gets the newest and the gap."""
+
+    async def scene() -> None:
+        async with (
+            connected(server, "stalled", max_queue=1) as stalled,
+            connected(server, "stalled") as quick,
+        ):
+            for caller in (stalled, quick):
+                await caller.subscribe("processOutput", "processExit", "streamError")
+            began = time.monotonic()
+            pid = (await quick.call("spawn", "head", ["-c", str(64 * MIB), "/dev/zero"]))["pid"]
+            data, skipped, code = await collect(quick, pid)
+            assert (len(data) + skipped, code) == (64 * MIB, 0)
+            assert time.monotonic() - began < 20
+            late, missed, code = await collect(stalled, pid)
+            assert (len(late) + missed, code) == (64 * MIB, 0)
+            assert missed > 32 * MIB
+
+    asyncio.run(scene())
+
+
+def test_dead_subscribers_hurt_nobody(server: Any) -> None:
+    """Connections that are cut in the middle of a stream."""
+
+    async def scene() -> None:
+        for _ in range(10):
+            async with connected(server, "cut") as caller:
+                await caller.subscribe("processOutput")
+                await caller.send("spawn", "timeout", ["5", "yes"])
+                await caller.event("processOutput")
+                caller.websocket.transport.abort()
+        assert (await post(server, "cut", "exec", "echo alive"))["stdout"] == "alive\n"
+
+    asyncio.run(scene())
+
+
+def test_life_of_the_vm(server: Any) -> None:
+    """vmBooted with the first action, vmShutdown at the end, and the connection is closed."""
+
+    async def scene() -> None:
+        async with connected(server, "life") as caller:
+            for name in ("vmBooted", "vmShutdown"):
+                await caller.websocket.send(BARE.encode_frame(SubscriptionRequest(name, True)))
+            await caller.send("exec", "true")
+            assert (await caller.event("vmBooted"))[1] == {}
+            await post(server, "life", "destroy")
+            assert (await caller.event("vmShutdown"))[1] == {"reason": "destroy"}
+            await asyncio.wait_for(caller.websocket.wait_closed(), 10)
+            assert caller.websocket.close_code == 1000
+
+    asyncio.run(scene())
+
+
+def test_shell_events(server: Any) -> None:
+    """All that the terminal showed, then its end."""
+
+    async def scene() -> None:
+        async with connected(server, "shell") as caller:
+            await caller.subscribe("shellData", "shellExit")
+            shell_id = (await caller.call("openShell", {"command": "echo", "args": ["on a terminal"]}))[
+                "shellId"
+            ]
+            async with connected(server, "shell") as second:
+                for name in ("shellData", "shellExit"):
+                    await second.websocket.send(BARE.encode_frame(SubscriptionRequest(name, True)))
+                screen = b""
+                while True:
+                    name, payload = await second.event("shellData", "shellExit")
+                    assert payload["shellId"] == shell_id
+                    if name == "shellExit":
+                        break
+                    assert payload["offset"] == len(screen)
+                    screen += payload["data"]
+                assert screen == b"on a terminal\r\n"
+
+    asyncio.run(scene())
