@@ -70,15 +70,14 @@ def _become_namespace_root() -> None:
             os.close(fd)
 
 
-def fork_confined(sock: socket.socket, message: Message, confinement: Confinement, processes: int) -> int:
-    """Fork a child that serves what `message` asks for on `sock` (closed here). Returns its pid."""
+def fork_confined(fds: list[int], message: Message, confinement: Confinement, processes: int) -> int:
+    """Fork a child that serves what `message` asks for on the socket `fds[0]`. Returns its pid."""
     pid = os.fork()
     if pid:
-        sock.close()
         return pid
     code = 125
     try:
-        _forget_init(sock)
+        _forget_init(fds)
         code = _serve(BlockingChannel(socket.socket(fileno=3)), message, confinement, processes)
     finally:
         os._exit(code)
@@ -102,18 +101,20 @@ def _serve(channel: BlockingChannel, message: Message, confinement: Confinement,
     except ChannelBroken:
         return 0
     except OSError as error:
-        channel.send({"failed": kind, "errno": error.errno or 0, "step": "confine"})
+        channel.send({"failed": kind, "errno": error.errno or 0, "step": f"confine: {error}"[:200]})
+        return 1
+    except Exception as error:  # a defect of ours: the host must hear of it
+        channel.send({"failed": kind, "errno": 0, "step": f"defect: {error!r}"[:200]})
         return 1
     return 0
 
 
-def _forget_init(sock: socket.socket) -> None:
-    """In the child: a session of its own, default signals, and no descriptor but the socket, at 3."""
+def _forget_init(fds: list[int]) -> None:
+    """In the child: a session of its own, default signals, and no descriptor but `fds`, from 3 on."""
     os.setsid()
     signal.set_wakeup_fd(-1)
     privileges.default_signals()
-    if sock.fileno() != 3:
-        os.dup2(sock.detach(), 3, inheritable=False)
-    else:
-        sock.detach()
-    os.closerange(4, 1 << 20)
+    for target, fd in enumerate(sorted(fds), 3):
+        if fd != target:
+            os.dup2(fd, target, inheritable=False)
+    os.closerange(3 + len(fds), 1 << 20)

@@ -189,6 +189,7 @@ class Execution:
 
     async def _cpu_used(self) -> float:
         assert self._launch is not None
+        self._link.look_up(self._launch)
         answer = await self._link.request("usage", mark=self._launch.mark)
         return float(answer["cpu_ms"]) / 1000
 
@@ -226,6 +227,8 @@ class Execution:
         )
 
     def _clean_up(self, keep: Callable[[Reader], None]) -> None:
+        if self._launch:
+            self._link.release(self._launch)
         if self._listen_timer:
             self._listen_timer.cancel()
         if self._deadlines:

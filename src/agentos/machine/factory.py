@@ -21,8 +21,9 @@ from typing import Any
 from agentos.errors import BootFailed
 from agentos.linux import seccomp
 from agentos.machine.channel import BlockingChannel, ChannelBroken, send
-from agentos.machine.link import boot_error
-from agentos.machine.plan import MASKED_PROC, READ_ONLY_PROC, WASM_RULE, HostFacts, plan_vm
+from agentos.machine.jobs import BASH, check_program
+from agentos.machine.link import FIRST_NUMBER, WARM_UP, boot_error
+from agentos.machine.plan import UIDS, MASKED_PROC, READ_ONLY_PROC, WASM_RULE, HostFacts, plan_vm
 from agentos.model import VmSpec
 
 _SOURCE = Path(__file__).resolve().parent
@@ -37,11 +38,17 @@ class RawVm:
     sock: socket.socket
     gone_fd: int
     """Reaches its end when nothing of the VM is left on this host."""
+    spawner: socket.socket
+    """Of the spawner of the spec's user, forked as soon as the VM has booted."""
+    journal_fd: int
+    """The spawner's journal."""
     spec: VmSpec
 
     def close(self) -> None:
         """Let go of it: its init ends."""
         self.sock.close()
+        self.spawner.close()
+        os.close(self.journal_fd)
         os.close(self.gone_fd)
 
 
@@ -117,6 +124,7 @@ class Factory:
                 if self._control is None or len(self._pool) >= self.pool_size:
                     return
             made = self._make(self._pool_spec)
+            _warm_up(made)
             with self._lock:
                 self._pool.append(made)
 
@@ -156,8 +164,9 @@ class Factory:
         finally:
             theirs.close()
             os.close(gone_write)
+        spawner, journal_fd = _fork_spawner(ours, spec)
         ours.setblocking(False)
-        return RawVm(ours, gone_read, spec)
+        return RawVm(ours, gone_read, spawner, journal_fd, spec)
 
     def close(self) -> None:
         """End the zygote and with it every VM that it made. Blocks until nothing of them is left."""
@@ -188,6 +197,30 @@ def _start_zygote(theirs: socket.socket) -> subprocess.Popen[bytes]:
         cwd="/",
         start_new_session=True,
     )
+
+
+def _fork_spawner(init: socket.socket, spec: VmSpec) -> tuple[socket.socket, int]:
+    """Ask the VM for its spawner already now: init reads it when it has booted, and no time is lost between."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    journal_read, journal_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    request = {"op": "fork", "kind": "spawner", "uid": UIDS[spec.user], "number": FIRST_NUMBER - 1}
+    try:
+        send(init, request, [theirs.fileno(), journal_write])
+    finally:
+        theirs.close()
+        os.close(journal_write)
+    ours.setblocking(False)
+    return ours, journal_read
+
+
+def _warm_up(raw: RawVm) -> None:
+    """Run a program once, so that the first that counts finds the way to its files known."""
+    program = check_program(raw.spec, BASH, ["-c", "/bin/echo"])
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        send(raw.spawner, {"job": WARM_UP, **program.job(quiet=True)}, [null, null, null])
+    finally:
+        os.close(null)
 
 
 def _configuration() -> dict[str, Any]:

@@ -75,13 +75,15 @@ class Init:
 
     def fork(self, message: Message, fds: list[int]) -> None:
         """Fork a servant on the socket that came along. Its failure is told on that socket."""
-        sock = socket.socket(fileno=fds[0])
         try:
-            pid = fork_confined(sock, message, self.confinement, self.processes_limit)
+            pid = fork_confined(fds, message, self.confinement, self.processes_limit)
             self.servants[pid] = int(message["number"])
         except OSError as error:
-            BlockingChannel(sock).send({"failed": message["kind"], "errno": error.errno or 0, "step": "fork"})
-            sock.close()
+            failed = {"failed": message["kind"], "errno": error.errno or 0, "step": "fork"}
+            BlockingChannel(socket.socket(fileno=os.dup(fds[0]))).send(failed)
+        finally:
+            for fd in fds:
+                os.close(fd)
 
     def end_servant(self, message: Message, fds: list[int]) -> None:
         """SIGKILL to a servant that no longer serves, for instance because the guest has stopped it."""
@@ -171,11 +173,16 @@ class Init:
         """Collect every child that ended, and report adopted programs."""
         while True:
             try:
-                pid, status, usage = os.wait4(-1, os.WNOHANG)
+                pid, status, usage = os.wait4(-1, os.WNOHANG | os.WUNTRACED)
             except ChildProcessError:
                 break
             if pid == 0:
                 break
+            if os.WIFSTOPPED(status):
+                # A servant has the guest's user id, so the guest may stop it: not for long.
+                if pid in self.servants:
+                    _kill(pid, signal.SIGCONT)
+                continue
             if pid in self.servants:
                 del self.servants[pid]
                 continue

@@ -19,11 +19,18 @@ from typing import Any
 from agentos.errors import BootFailed, SpawnFailed, VmStopped
 from agentos.machine import channel
 from agentos.machine.channel import ChannelBroken, Decoder, Message
+from agentos.machine.spawner import JOURNAL_ENTRY
 
 IDLE_SECONDS = 10.0
 """How long an unused spawner is kept (it costs about as much memory as the VM itself)."""
 LAUNCH_SECONDS = 20.0
 """A spawner that has not started a program by then is stuck, for instance stopped by the guest."""
+FIRST_NUMBER = 2
+"""Of servants, launches and requests; 1 is the spawner that a VM may be made with."""
+WARM_UP = 0
+"""The job of a spawner that nobody waits for."""
+_JOURNAL_READ_EVERY = 1000
+"""Quiet jobs after which the journal is read anyhow: far fewer than fit into its pipe."""
 MAX_UNSENT_BYTES = 4 * 1024 * 1024
 
 
@@ -142,8 +149,17 @@ class Launch:
         """Done when the program runs or could not be started (`error`)."""
         self.exited: asyncio.Future[ExitEvent] = loop.create_future()
         self.kill_wanted = False
+        self.kills_under_way = 0
+        self.released = False
         self._link = link
-        self._deadline: asyncio.TimerHandle | None = loop.call_later(LAUNCH_SECONDS, spawner.give_up)
+        self._deadline: asyncio.TimerHandle | None = loop.call_later(LAUNCH_SECONDS, self._overdue)
+
+    def _overdue(self) -> None:
+        """Not known to have started: either nobody needed to know, or its spawner is stuck."""
+        self.spawner.read_journal()
+        if not self.settled.done():
+            self.spawner.ask_for(self)
+            self._deadline = self._link.loop.call_later(LAUNCH_SECONDS, self.spawner.give_up)
 
     def note_started(self, message: Message, fds: list[int]) -> None:
         """The spawner has started it."""
@@ -190,9 +206,13 @@ class Launch:
 class Spawner:
     """The host's end of one spawner: it starts the programs of one of the VM's users."""
 
-    def __init__(self, link: Link, uid: int) -> None:
+    def __init__(self, link: Link, uid: int, number: int, sock: socket.socket, journal_fd: int) -> None:
         self.uid = uid
-        self.number, sock = link.fork_servant("spawner", uid=uid)
+        self.number = number
+        self._journal_fd = journal_fd
+        self._exits = 0
+        self.forgotten: list[int] = []
+        """Launches whose marks are of no more use: the spawner is told with the next job."""
         self.launches: dict[int, Launch] = {}
         self.watchers: list[asyncio.Future[None]] = []
         self._link = link
@@ -206,7 +226,19 @@ class Spawner:
     def start(self, launch: Launch, job: Message, fds: Sequence[int]) -> None:
         """Send a job; `fds` are closed here."""
         self.launches[launch.number] = launch
-        self._port.send({"job": launch.number, **job}, fds)
+        forgotten, self.forgotten = self.forgotten, []
+        self._port.send({"job": launch.number, "forget": forgotten, **job}, fds)
+
+    def read_journal(self, also: Launch | None = None) -> None:
+        """Learn pid and mark of the quiet jobs that were started since the last time."""
+        try:
+            entries = os.read(self._journal_fd, 65536) if self._journal_fd >= 0 else b""
+        except BlockingIOError:
+            return
+        for number, pid, mark in JOURNAL_ENTRY.iter_unpack(entries[: len(entries) - len(entries) % JOURNAL_ENTRY.size]):
+            launch = also if also and also.number == number else self.launches.get(number)
+            if launch is not None:
+                launch.note_started({"pid": pid, "mark": mark}, [])
 
     def send(self, message: Message) -> None:
         """Send anything else."""
@@ -214,11 +246,16 @@ class Spawner:
 
     def _received(self, message: Message, fds: list[int]) -> None:
         try:
-            if "exited" in message:
+            if WARM_UP in (message.get("started"), message.get("exited"), message.get("failed")):
+                pass
+            elif "exited" in message:
                 launch = self.launches.pop(int(message["exited"]))
-                if "started" in message:
-                    launch.note_started(message, fds)
+                self._exits += 1
+                if message["strangers"] or self._exits % _JOURNAL_READ_EVERY == 0:
+                    self.read_journal(also=launch)
                 self._link.leader_exited(launch, message)
+            elif "told" in message:
+                self.read_journal()
             elif "started" in message:
                 self.launches[int(message["started"])].note_started(message, fds)
             elif "failed" in message and "pid" not in message:
@@ -242,6 +279,11 @@ class Spawner:
         else:
             self.launches.pop(int(message["failed"])).note_failed(number, step)
 
+    def ask_for(self, launch: Launch) -> None:
+        """Have the spawner say what became of a quiet job as soon as it has started it."""
+        if self.alive:
+            self._port.send({"tell": launch.number})
+
     def wake_watchers(self) -> None:
         """A process that outlived its parent has ended, or this spawner has."""
         watchers, self.watchers = self.watchers, []
@@ -256,6 +298,10 @@ class Spawner:
 
     def _ended(self) -> None:
         self._port.close()
+        self.read_journal()
+        if self._journal_fd >= 0:
+            os.close(self._journal_fd)
+            self._journal_fd = -1
         started = [launch for launch in self.launches.values() if launch.pid]
         for launch in self.launches.values():
             if not launch.pid:
@@ -279,7 +325,7 @@ class Link:
         self.ended: asyncio.Future[None] = loop.create_future()
         self.on_end: Callable[[], None] | None = None
         self._port = Port(loop, sock, self._received, self._ended)
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(FIRST_NUMBER)
         self._requests: dict[int, asyncio.Future[Message]] = {}
         self._spawners: dict[int, Spawner] = {}
         self._adopted: dict[int, Launch] = {}
@@ -305,10 +351,29 @@ class Link:
         """The spawner of a user, started if there is none. It goes when it was not needed for a while."""
         spawner = self._spawners.get(uid)
         if spawner is None or not spawner.alive:
-            spawner = self._spawners[uid] = Spawner(self, uid)
+            spawner = self._spawners[uid] = self._fork_spawner(uid)
         if self._idle_timer is None:
             self._idle_timer = self.loop.call_later(IDLE_SECONDS, self._drop_idle, self._last_launch)
         return spawner
+
+    def _fork_spawner(self, uid: int) -> Spawner:
+        journal_read, journal_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            number, sock = self.fork_servant("spawner", [journal_write], uid=uid)
+        except BaseException:
+            os.close(journal_read)
+            raise
+        return Spawner(self, uid, number, sock, journal_read)
+
+    def take_spawner(self, uid: int, sock: socket.socket, journal_fd: int) -> None:
+        """Take over the spawner that was forked as servant 1, before this link was there."""
+        self._spawners[uid] = Spawner(self, uid, FIRST_NUMBER - 1, sock, journal_fd)
+
+    def release(self, launch: Launch) -> None:
+        """The launch is over: nothing of its lineage will be asked for or killed again."""
+        launch.released = True
+        if not launch.kills_under_way:
+            launch.spawner.forgotten.append(launch.number)
 
     def _drop_idle(self, seen: int) -> None:
         """Once in a while: a spawner that nothing was asked of since the last time, and that runs nothing, goes."""
@@ -345,19 +410,42 @@ class Link:
 
     async def kill(self, launch: Launch) -> None:
         """Kill a launch's whole lineage; returns when all of it is dead."""
+        self.look_up(launch)
         if not launch.settled.done():
+            launch.spawner.ask_for(launch)
             await asyncio.shield(launch.settled)
         if launch.mark:
-            await self.request("kill", mark=launch.mark)
+            await asyncio.shield(self._kill(launch))
 
     def kill_soon(self, launch: Launch) -> None:
         """Begin to kill a launch's whole lineage; its exit event tells of the leader's end."""
         if self._port.closed:
             return
+        self.look_up(launch)
         if launch.mark:
-            self._ask("kill", {"mark": launch.mark}).add_done_callback(_consume)
+            self._kill(launch)
         else:
+            # Its spawner may be busy, or about to write it down: it is asked to say it.
             launch.kill_wanted = True
+            launch.spawner.ask_for(launch)
+
+    def look_up(self, launch: Launch) -> None:
+        """Learn a quiet job's pid and mark, if it has started."""
+        if not launch.mark:
+            launch.spawner.read_journal()
+
+    def _kill(self, launch: Launch) -> asyncio.Future[Message]:
+        launch.kills_under_way += 1
+        answer = self._ask("kill", {"mark": launch.mark})
+        answer.add_done_callback(lambda done: self._killed(launch, done))
+        return answer
+
+    def _killed(self, launch: Launch, done: asyncio.Future[Message]) -> None:
+        if not done.cancelled():
+            done.exception()
+        launch.kills_under_way -= 1
+        if launch.released:
+            self.release(launch)
 
     def signal(self, launch: Launch, number: int, *, group: bool = False) -> None:
         """Send a signal to a launch's leader, or to the process group that it leads. Never to a pid that was reused."""
@@ -382,15 +470,20 @@ class Link:
 
     # -- servants and requests
 
-    def fork_servant(self, kind: str, *, uid: int, **details: Any) -> tuple[int, socket.socket]:
-        """Have init fork a confined child of `kind`: its number, and our end of its socket, non-blocking."""
+    def fork_servant(
+        self, kind: str, fds: Sequence[int] = (), *, uid: int, **details: Any
+    ) -> tuple[int, socket.socket]:
+        """Have init fork a confined child of `kind`: its number, and our end of its socket, non-blocking.
+
+        `fds` go to the child too, and are closed here.
+        """
         number = next(self._numbers)
         ours, theirs = socket.socketpair(
             socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         )
         theirs.setblocking(True)
         try:
-            self._port.send({"op": "fork", "kind": kind, "uid": uid, "number": number, **details}, [theirs.detach()])
+            self._port.send({"op": "fork", "kind": kind, "uid": uid, "number": number, **details}, [theirs.detach(), *fds])
         except BaseException:
             ours.close()
             raise
@@ -490,11 +583,6 @@ _EVENTS: dict[str, Callable[[Link, Message], None]] = {
     "booted": Link._on_booted,
     "boot_failed": Link._on_boot_failed,
 }
-
-
-def _consume(future: asyncio.Future[Message]) -> None:
-    if not future.cancelled():
-        future.exception()
 
 
 _REMEDIES = {

@@ -238,6 +238,7 @@ class Process:
             status = exit_status(event, stopped=self._stopped, oom=oom)
         self.status = status
         self._exit_time = time.time()
+        self._vm.link.release(self._launch)
         if self._deadlines:
             self._deadlines.cancel()
         for reader in self._readers:

@@ -195,6 +195,7 @@ class Shell:
         self._exited.set_result(None)
         if self._hang_up_timer:
             self._hang_up_timer.cancel()
+        self._vm.link.release(self._launch)
         if self._reader and self._reader.open:
             # The end of a session's leader hangs up its terminal, so what is left to read ends by itself.
             self._reader.drain_terminal()

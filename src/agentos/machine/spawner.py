@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import struct
 from types import FrameType
 from typing import Any
 
@@ -24,8 +25,10 @@ from agentos.machine.confinement import CAP_SYS_ADMIN, Confinement
 
 WASM_RUNNER = "/opt/agentos/bin/wasm"
 _ENOEXEC, _EACCES = 8, 13
-_ANNOUNCE_AFTER_MS = 2
-"""Most programs have ended by then: their start and end are told at once, and nobody is woken in between."""
+JOURNAL_FD = 4
+"""A pipe that says of each quiet job what it became. The host reads it when it needs to know, and is not woken."""
+JOURNAL_ENTRY = struct.Struct("<QQQ")
+"""Number of the job, pid, mark."""
 
 
 class _Failed(Exception):
@@ -51,10 +54,11 @@ class Spawner:
         self.channel = channel
         self.jobs: dict[int, int] = {}
         """pid of a program that was started -> number of its job."""
-        self.unannounced: dict[int, Message] = {}
-        """pid -> what is still to be said of a program that nobody waits to hear has started."""
         self.watched = False
-        self.mark = _new_mark()
+        self.mark, self.mark_fd = _new_mark()
+        self.marks: dict[int, int] = {}
+        """Number of a job -> descriptor of its namespace. Held until the host will name that mark no more: a
+        number that is free is given to the next namespace, and a late kill would hit another command."""
         self.children_fd = os.open("/proc/thread-self/children", os.O_RDONLY | os.O_CLOEXEC)
 
     def run(self) -> None:
@@ -66,10 +70,7 @@ class Spawner:
         poll.register(self.channel.fileno(), select.POLLIN)
         poll.register(wake_read, select.POLLIN)
         while True:
-            ready = poll.poll(_ANNOUNCE_AFTER_MS if self.unannounced else None)
-            if not ready:
-                self.announce()
-            for fd, _ in ready:
+            for fd, _ in poll.poll():
                 if fd == wake_read:
                     os.read(wake_read, 4096)
                     self.reap()
@@ -80,11 +81,16 @@ class Spawner:
     def handle(self, message: Message, fds: list[int]) -> None:
         """A job, a signal to a program of a job, or the wish to hear of the ends of orphans."""
         if "job" in message:
+            for number in message.get("forget", ()):
+                self.forget(number)
             self.start(message, fds)
         elif "signal" in message:
             pid = int(message["pid"])
             if pid in self.jobs:
                 _kill(pid, int(message["signal"]), group=bool(message["group"]))
+        elif "tell" in message:
+            # Jobs come in order, so by now that one has been started, or has failed, or was never sent.
+            self.channel.send({"told": message["tell"]})
         elif self.has_strangers():
             self.watched = True
         else:
@@ -106,19 +112,20 @@ class Spawner:
             self.jobs[pid] = number
             started: Message = {"started": number, "pid": pid, "mark": self.mark}
             if job.get("quiet"):
-                self.unannounced[pid] = started
+                os.write(JOURNAL_FD, JOURNAL_ENTRY.pack(number, pid, self.mark))
             else:
                 self.channel.send(started, [master] if master >= 0 else ())
-            self.mark = _new_mark()
+            self.marks[number] = self.mark_fd
+            self.mark, self.mark_fd = _new_mark()
         finally:
             for fd in (*fds, *([master] if master >= 0 else ())):
                 os.close(fd)
 
-    def announce(self) -> None:
-        """Say what runs, now that it seems to go on: the host can not kill what it has not heard of."""
-        for started in self.unannounced.values():
-            self.channel.send(started)
-        self.unannounced.clear()
+    def forget(self, number: int) -> None:
+        """The host will not name this job's mark any more."""
+        mark_fd = self.marks.pop(number, -1)
+        if mark_fd >= 0:
+            os.close(mark_fd)
 
     def reap(self) -> None:
         """Collect every child that ended, and report those that a job began."""
@@ -130,7 +137,6 @@ class Spawner:
             if pid == 0:
                 return
             number = self.jobs.pop(pid, None)
-            started = self.unannounced.pop(pid, {})
             if number is None:
                 if self.watched:
                     self.watched = False
@@ -138,7 +144,6 @@ class Spawner:
             else:
                 self.channel.send(
                     {
-                        **started,
                         "exited": number,
                         "pid": pid,
                         "status": status,
@@ -165,10 +170,11 @@ def _kill(pid: int, number: int, *, group: bool) -> None:
         pass
 
 
-def _new_mark() -> int:
-    """Enter a new cgroup namespace, rooted where the old one is, and return its inode number."""
+def _new_mark() -> tuple[int, int]:
+    """Enter a new cgroup namespace, rooted where the old one is: its inode number, and a descriptor that keeps it."""
     syscalls.unshare(syscalls.CLONE_NEWCGROUP)
-    return os.stat("/proc/self/ns/cgroup").st_ino
+    fd = os.open("/proc/self/ns/cgroup", os.O_RDONLY | os.O_CLOEXEC)
+    return os.fstat(fd).st_ino, fd
 
 
 def _spawn(job: Message, actions: list[Any]) -> int:

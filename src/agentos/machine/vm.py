@@ -9,8 +9,8 @@ import os
 import signal as signals
 import socket
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentos.errors import (
     AgentOSError,
@@ -53,6 +53,8 @@ from agentos.model import (
 if TYPE_CHECKING:
     from agentos.host import Host
 
+_T = TypeVar("_T")
+_SPAWNER_TRIES = 5
 _REMEMBERED_KEYS = 1024
 """Idempotency keys remembered for one VM, oldest forgotten first."""
 
@@ -132,7 +134,6 @@ class VM:
         try:
             booted = await asyncio.shield(self.link.booted)
             self._cgroup = Cgroup.from_dict(booted["cgroup"])
-            self.link.prepare(UIDS[self.spec.user])
             factory.refill()
             for path, content in self._seed.items():
                 await self.files.write_file(path, content)
@@ -149,6 +150,7 @@ class VM:
         loop.add_reader(raw.gone_fd, self._nothing_left)
         self._link = Link(loop, raw.sock)
         self._link.on_end = self._stopped
+        self._link.take_spawner(UIDS[self.spec.user], raw.spawner, raw.journal_fd)
         self._files = Files(self._open_file_worker, limits=self.spec.limits, home=HOME)
 
     def _nothing_left(self) -> None:
@@ -302,8 +304,19 @@ class VM:
     async def _execute(self, program: Program, options: ExecOptions) -> ExecResult:
         self._check_running()
         with self._one_more_alive():
-            execution = Execution(self.link, options, self._oom_kills)
-            return await execution.run(program, keep=self.keep_draining)
+            return await self._insist(
+                lambda: Execution(self.link, options, self._oom_kills).run(program, keep=self.keep_draining)
+            )
+
+    async def _insist(self, start: Callable[[], Awaitable[_T]]) -> _T:
+        """Begin again where a guest has killed the spawner before it started anything: nothing has run then."""
+        for _ in range(_SPAWNER_TRIES - 1):
+            try:
+                return await start()
+            except SpawnFailed as error:
+                if error.details.get("step") != "spawner":
+                    raise
+        return await start()
 
     @contextlib.contextmanager
     def _one_more_alive(self) -> Any:
@@ -394,9 +407,9 @@ class VM:
         process = Process(self, program, program.argv[0], tuple(program.argv[1:]))
         self._live += 1
         try:
-            await process.start(
+            await self._insist(lambda: process.start(
                 self.link, limits, self._oom_kills, timeout=timeout, lossless=lossless,
-            )  # fmt: skip
+            ))  # fmt: skip
         except BaseException:
             self._live -= 1
             raise
@@ -525,7 +538,7 @@ class VM:
         shell = Shell(self, f"shell-{self._shell_count}", program, size, limits.scrollback_bytes)
         self._shells[shell.shell_id] = shell
         try:
-            await shell.start(self.link, limits)
+            await self._insist(lambda: shell.start(self.link, limits))
         except BaseException:
             del self._shells[shell.shell_id]
             raise
