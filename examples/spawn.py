@@ -7,14 +7,14 @@ from agentos import VM
 APP = """
 import sys
 for number in range(3):
-    print("line", number)
+    print(f"line {number}", flush=True)
 sys.exit(3)
 """
 
 
 async def main() -> None:
     async with VM(files={"app.py": APP}) as vm:
-        process = await vm.spawn("python3", ["-u", "app.py"])
+        process = await vm.spawn("python3", ["app.py"])
         print("started process:", process.pid)
         async for chunk in process.output():
             print(f"[pid {process.pid}] {chunk.stream}: {chunk.data.decode()}", end="")

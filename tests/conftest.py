@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import glob
 import os
 import re
+import socket
 import threading
 import time
 from collections import Counter
@@ -91,7 +93,12 @@ def of_the_session() -> tuple[set[int], set[int], set[threading.Thread]]:
         if factory._control is not None:
             fds.add(factory._control.fileno())
         for raw in list(factory._pool):
-            fds |= {raw.sock.fileno(), raw.gone_fd}
+            held = [getattr(raw, one.name) for one in dataclasses.fields(raw)]
+            fds |= {
+                one if isinstance(one, int) else one.fileno()
+                for one in held
+                if isinstance(one, int | socket.socket)
+            }
         if factory._process is not None:
             children.add(factory._process.pid)
     behind = background._background

@@ -45,6 +45,7 @@ class _Background:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.loop = asyncio.new_event_loop()
+        self.stopping = False
         self.thread = threading.Thread(target=self._serve, name=THREAD_NAME, daemon=True)
         self.thread.start()
 
@@ -65,6 +66,7 @@ class _Background:
     def stop(self) -> None:
         """End the thread, at the end of the process that started it."""
         if os.getpid() == self.pid and not self.loop.is_closed():
+            self.stopping = True
             self.loop.call_soon_threadsafe(self.loop.stop)
             self.thread.join()
 
@@ -85,30 +87,44 @@ def _running() -> _Background:
 
 
 class _Call(Generic[T]):
-    """One coroutine on the loop, and a caller who waits for it."""
+    """One coroutine on the loop, and a caller who waits until `done` is called."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, T], done: Callable[[], object]) -> None:
         self._background = _running()
         self._coroutine = coroutine
         self._done = done
         self._task: asyncio.Task[T] | None = None
-        if threading.current_thread() is self._background.thread:
+        inside = threading.current_thread() is self._background.thread
+        if inside or self._background.stopping:
             coroutine.close()
-            raise RuntimeError("a blocking call on the event loop of agentos.sync would wait for itself")
-        context = contextvars.copy_context()
-        try:
-            self._background.loop.call_soon_threadsafe(self._begin, context=context)
-        except RuntimeError:
-            coroutine.close()
-            raise
+            why = (
+                "on the event loop of agentos.sync would wait for itself" if inside else "came after the end"
+            )
+            raise RuntimeError(f"a blocking call {why}")
+
+    def begin(self) -> None:
+        """Start it. `done` is called when it has ended."""
+        self._background.loop.call_soon_threadsafe(self._begin, context=contextvars.copy_context())
 
     def _begin(self) -> None:
         self._task = self._background.loop.create_task(self._coroutine)
-        self._task.add_done_callback(lambda _: self._done())
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[T]) -> None:
+        # At the end of the process only daemon threads can still wait: they are left to end with it.
+        if not self._background.stopping:
+            self._done()
 
     def cancel(self) -> None:
-        """Cancel the coroutine; `done` is called when it has ended."""
-        self._background.loop.call_soon_threadsafe(lambda: self._task and self._task.cancel())
+        """Cancel the coroutine; `done` is called when it has ended, or if it has not been begun."""
+        self._background.loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        else:
+            self._coroutine.close()
+            self._done()
 
     def result(self) -> T:
         """What the coroutine returned or raised. Only when it is done."""
@@ -125,6 +141,7 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     done = threading.Event()
     call = _Call(coroutine, done.set)
     try:
+        call.begin()
         done.wait()
     except BaseException:
         call.cancel()
@@ -154,7 +171,7 @@ async def _next(source: AsyncIterator[T]) -> object:
 
 def _close(source: AsyncIterator[Any]) -> None:
     background = _running()
-    if background.loop.is_closed():
+    if background.stopping:
         return
     if threading.current_thread() is background.thread:
         # The garbage collector may drop an iterator on any thread, this one included.
@@ -207,6 +224,7 @@ def run_feeding(call: Callable[[Any], Coroutine[Any, Any, T]], chunks: Iterable[
     feed = _Feed(chunks)
     started = _Call(call(feed), lambda: feed.requests.put(None))
     try:
+        started.begin()
         while (request := feed.requests.get()) is not None:
             feed.answer(request)
     except BaseException:

@@ -23,7 +23,7 @@ PATIENCE = 30.0
 COUNTER = """\
 import sys, time
 for number in range(1, 4):
-    print("line", number)
+    print(f"line {number}", flush=True)
     time.sleep(0.1)
 print("and one on stderr", file=sys.stderr)
 """
@@ -120,9 +120,9 @@ async def _exec(page: Page, vm: VM) -> None:
 async def _spawn(page: Page, vm: VM) -> None:
     page.title("spawn", "run a program in the background, follow its output")
     page.code(
-        'process = await vm.spawn("python3", ["-u", "counter.py"])\nasync for chunk in process.output(): ...'
+        'process = await vm.spawn("python3", ["counter.py"])\nasync for chunk in process.output(): ...'
     )
-    process = await vm.spawn("python3", ["-u", "counter.py"])
+    process = await vm.spawn("python3", ["counter.py"])
     async for chunk in process.output():
         for line in chunk.data.decode().splitlines():
             page.show(f"[pid {process.pid}] {chunk.stream}: {line}")
