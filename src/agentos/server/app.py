@@ -14,7 +14,7 @@ from typing import Any
 
 from agentos.actor import VmKind
 from agentos.actors import Actors
-from agentos.errors import AgentOSError, InternalError
+from agentos.errors import AgentOSError, InternalError, Unauthorized
 from agentos.host import Host
 from agentos.server.access import Access
 from agentos.server.gateway import Gateway, status_of
@@ -136,9 +136,7 @@ class Application:
             await self._gateway.http(request, receive, send, cors)
             return
         try:
-            self._access.check(
-                request, bearer_token(request.header(b"authorization")), request.header(b"x-rivet-token")
-            )
+            self._check(request)
             body, kind = await self._own(request, path)
         except Disconnected:
             return
@@ -151,10 +149,22 @@ class Application:
             return
         await answer(send, 200, body, [(b"content-type", kind), *cors])
 
+    def _check(self, request: Request) -> None:
+        try:
+            self._access.check(
+                request, bearer_token(request.header(b"authorization")), request.header(b"x-rivet-token")
+            )
+        except Unauthorized:
+            # Clients that are refused here ask again for ever and say nothing; the next call tells them why.
+            if request.path != b"/metadata":
+                raise
+            request.trusted = False
+
     async def _own(self, request: Request, path: bytes) -> tuple[bytes, bytes]:
         if path == b"/actors" or path.startswith(b"/actors/"):
             return as_json(await self._management.answer(request)), JSON_TYPE[1]
-        pages = {b"/": self._about, b"/metadata": self._about, b"/health": self._health}
+        about = self._about if request.trusted else self._greeting
+        pages = {b"/": about, b"/metadata": about, b"/health": self._health}
         if path not in pages and path != b"/metrics":
             raise RouteNotFound("there is nothing under this path")
         if request.method not in ("GET", "HEAD"):
@@ -162,6 +172,9 @@ class Application:
         if path == b"/metrics":
             return self.metrics.text(), CONTENT_TYPE
         return as_json(pages[path]()), JSON_TYPE[1]
+
+    def _greeting(self) -> dict[str, Any]:
+        return {"runtime": "agentos"}
 
     def _about(self) -> dict[str, Any]:
         # `clientEndpoint` is left out: with it, clients would talk to that instead of the address they were given.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
 
 from agentos import actions
 from agentos.actor import Actor
@@ -15,6 +15,27 @@ from agentos.server.fetch import fetch
 from agentos.server.metrics import Metrics
 
 log = logging.getLogger("agentos.server")
+
+_BIG_BYTES: Final = 256 * 1024
+"""Messages beyond this are decoded and encoded in a thread, so that nobody else waits for it."""
+
+T = TypeVar("T")
+
+
+async def off_loop(size: int, work: Callable[..., T], *args: Any) -> T:
+    """What `work` returns: done at once for a message of a small `size`, in a thread for a big one."""
+    if size > _BIG_BYTES:
+        return await asyncio.to_thread(work, *args)
+    return work(*args)
+
+
+def weight(output: Any) -> int:
+    """About how many bytes there are to encode, without looking into everything."""
+    if isinstance(output, str | bytes):
+        return len(output)
+    if isinstance(output, dict):
+        return sum(weight(one) if isinstance(one, str | bytes) else 64 for one in output.values())
+    return 64 * len(output) if isinstance(output, list) else 0
 
 
 async def perform(actor: Actor, name: str, args: Sequence[Any], metrics: Metrics) -> Any:

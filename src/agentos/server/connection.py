@@ -9,7 +9,7 @@ from typing import Any
 
 from agentos.actor import Actor
 from agentos.errors import AgentOSError, InternalError
-from agentos.server.calls import perform
+from agentos.server.calls import off_loop, perform, weight
 from agentos.server.events import Subscriber
 from agentos.server.http import Receive, Send
 from agentos.server.metrics import Metrics
@@ -22,6 +22,8 @@ from agentos.wire.malformed import MalformedMessage
 from agentos.wire.messages import ActorSpecifier
 
 _CLOSE_SECONDS = 2.0
+_LAST_SECONDS = 1.0
+"""For calls in flight to be answered before the connection is closed."""
 
 
 class Connection:
@@ -63,6 +65,8 @@ class Connection:
         try:
             await asyncio.wait({reader, self._ending}, return_when=asyncio.FIRST_COMPLETED)
             close = self._ending.result() if self._ending.done() else reader.result()
+            if close is not None and close is not MALFORMED:
+                await self._say_the_last(close)
         finally:
             self._subscriber.stop()
             for task in (reader, *self._tasks):
@@ -74,6 +78,14 @@ class Connection:
                         {"type": "websocket.close", "code": close.code, "reason": close.reason}
                     )
 
+    async def _say_the_last(self, close: Close) -> None:
+        """Let calls that end by themselves be answered; of a VM that is gone, all that there was to tell be told."""
+        pending = set(self._tasks)
+        if close is DESTROYED:
+            pending |= self._subscriber.tasks
+        if pending:
+            await asyncio.wait(pending, timeout=_LAST_SECONDS)
+
     async def _read(self) -> Close | None:
         await self._send(self._core.start())
         self._subscriber.start()
@@ -83,15 +95,15 @@ class Connection:
                 return None
             text = message.get("text")
             try:
-                self._take(text if text is not None else message["bytes"])
+                await self._take(text if text is not None else message["bytes"])
             except MalformedMessage:
                 return MALFORMED
             while self._unsent > self._settings.max_unsent_bytes:
                 self._taken.clear()
                 await self._taken.wait()
 
-    def _take(self, frame: Frame) -> None:
-        received = self._core.receive(frame)
+    async def _take(self, frame: Frame) -> None:
+        received = await off_loop(len(frame), self._core.receive, frame)
         if isinstance(received, ActionCalled):
             self._spawn(self._act(received))
         elif isinstance(received, Refused):
@@ -107,7 +119,7 @@ class Connection:
     async def _act(self, called: ActionCalled) -> None:
         try:
             output = await perform(self._actor, called.name, called.args, self._metrics)
-            frame = self._core.respond(called.id, output)
+            frame = await off_loop(weight(output), self._core.respond, called.id, output)
         except AgentOSError as error:
             frame = self._core.fail(called.id, error)
         except Exception:

@@ -69,7 +69,8 @@ class Subscriber:
         self._counters = counters
         self._gone = gone
         self._followers: WeakKeyDictionary[Stream, _Follower] = WeakKeyDictionary()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+        """What is being told."""
         self._announcements: deque[tuple[str, dict[str, Any]]] = deque()
         self._announcing: asyncio.Task[None] | None = None
         self._settle: asyncio.TimerHandle | None = None
@@ -83,7 +84,7 @@ class Subscriber:
         self._actor.listeners.discard(self)
         if self._settle is not None:
             self._settle.cancel()
-        for task in self._tasks:
+        for task in self.tasks:
             task.cancel()
 
     def subscribed(self, name: str) -> None:
@@ -117,8 +118,8 @@ class Subscriber:
 
     def _spawn(self, work: Any) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
         return task
 
     async def _send_announcements(self) -> None:

@@ -10,7 +10,7 @@ from agentos.actor import Actor
 from agentos.actors import Actors
 from agentos.errors import AgentOSError, InternalError, InvalidRequest, LimitExceeded, VmNotFound
 from agentos.server.access import Access
-from agentos.server.calls import perform
+from agentos.server.calls import off_loop, perform, weight
 from agentos.server.connection import Connection
 from agentos.server.http import (
     JSON_TYPE,
@@ -50,8 +50,6 @@ log = logging.getLogger("agentos.server")
 _HOOK_SECONDS: Final = 30.0
 _QUICK_SECONDS: Final = 0.1
 """An action that takes longer is cancelled when its client goes away."""
-_BIG_BYTES: Final = 256 * 1024
-"""Bodies beyond this are decoded and encoded in a thread."""
 
 
 class Unsupported(AgentOSError):
@@ -245,25 +243,11 @@ def _actor_headers(actor: Actor) -> Headers:
 async def _decoded(encoding: Encoding, data: bytes) -> HttpActionRequest:
     if not data:
         raise InvalidRequest("the body is empty: wanted an object with args", argument="body")
-    if len(data) > _BIG_BYTES:
-        return await asyncio.to_thread(encoding.decode_body, HttpActionRequest, data)
-    return encoding.decode_body(HttpActionRequest, data)
+    return await off_loop(len(data), encoding.decode_body, HttpActionRequest, data)
 
 
 async def _encoded(encoding: Encoding, output: Any) -> bytes:
-    message = HttpActionResponse(output)
-    if _weight(output) > _BIG_BYTES:
-        return await asyncio.to_thread(encoding.encode_body, message)
-    return encoding.encode_body(message)
-
-
-def _weight(output: Any) -> int:
-    """About how much there is to encode, without looking into everything."""
-    if isinstance(output, str | bytes):
-        return len(output)
-    if isinstance(output, dict):
-        return sum(len(one) for one in output.values() if isinstance(one, str | bytes | list))
-    return 64 * len(output) if isinstance(output, list) else 0
+    return await off_loop(weight(output), encoding.encode_body, HttpActionResponse(output))
 
 
 async def _until_gone(work: Any, receive: Receive) -> Any:

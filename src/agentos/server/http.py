@@ -54,6 +54,8 @@ class Request:
         root = scope.get("root_path", "").encode()
         self.path: bytes = raw[len(root) :] if root and raw.startswith(root) else raw
         self.query: bytes = scope.get("query_string", b"")
+        self.trusted = True
+        """Whether it may have more than a greeting."""
         self._receive = receive
 
     def header(self, name: bytes) -> str | None:

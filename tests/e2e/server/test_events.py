@@ -219,3 +219,25 @@ def test_shell_events(server: Any) -> None:
                 assert screen == b"on a terminal\r\n"
 
     asyncio.run(scene())
+
+
+def test_destroy_over_a_connection_is_answered(server: Any) -> None:
+    """Before the connection is closed, as is all that was told of its processes."""
+
+    async def scene() -> None:
+        async with connected(server, "self") as caller:
+            await caller.subscribe("processExit", "vmShutdown")
+            pid = (await caller.call("spawn", "sleep", ["1000"]))["pid"]
+            wanted = await caller.send("destroy")
+            seen = []
+            while True:
+                message = await caller.receive()
+                seen.append(message.name if isinstance(message, Event) else message)
+                if message == ActionResponse(wanted, None):
+                    break
+            await asyncio.wait_for(caller.websocket.wait_closed(), 10)
+            assert pid
+            assert caller.websocket.close_code == 1000
+            assert {"vmShutdown"} <= {one for one in seen if isinstance(one, str)}
+
+    asyncio.run(scene())
