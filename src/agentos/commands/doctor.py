@@ -134,7 +134,7 @@ async def _inside(vm: VM) -> list[Check]:
     direct = await vm.exec_file("./hello.wasm")
     told = "run as programs" if direct.stdout == "works\n" else direct.stderr.strip()
     checks.append(Check("WebAssembly", direct.stdout == "works\n", told, "pip install wasmtime"))
-    shell = await vm.exec("./hello.wasm")
+    shell = await vm.exec("./hello.wasm; exit $?")
     if direct.ok and not shell.ok:
         checks.append(
             Check(

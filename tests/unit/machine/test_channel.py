@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -194,15 +195,11 @@ def test_a_large_message_with_descriptors_over_a_small_socket() -> None:
     left, right = socket.socketpair()
     left.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     receiver = BlockingChannel(right)
-    child = os.fork()
-    if child == 0:
-        try:
-            send(left, {"x": "y" * 1_000_000}, [0])
-        finally:
-            os._exit(0)
+    sender = threading.Thread(target=send, args=(left, {"x": "y" * 1_000_000}, [0]))
+    sender.start()
     message, fds = receiver.receive()
     assert (len(message["x"]), len(fds)) == (1_000_000, 1)
     os.close(fds[0])
+    sender.join()
     left.close()
     receiver.close()
-    assert os.waitpid(child, 0)[1] == 0
