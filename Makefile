@@ -49,9 +49,11 @@ $(VENV)/bin/python:
 	@tools/make_venv $(VENV)
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable .
+	@echo "installing agentos into $(VENV)"
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@echo "installing agentos with its development tools into $(VENV)"
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
