@@ -81,11 +81,6 @@ class Application:
         self._gateway = Gateway(self.actors, self._access, self.metrics, self.settings)
         self._management = Management(self.actors, self.settings)
 
-    async def go_away(self) -> None:
-        """Tell every connection to come back, and take no new ones."""
-        if self._starting is not None and self._starting.done() and self._starting.exception() is None:
-            await self._gateway.go_away()
-
     async def close(self) -> None:
         """End connections, put every VM to sleep and let go of everything."""
         if self._starting is None or self._closed:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Any, Final
 
 from agentos.actor import Actor
@@ -52,6 +54,12 @@ _QUICK_SECONDS: Final = 0.1
 """An action that takes longer is cancelled when its client goes away."""
 
 
+class ServerGoing(AgentOSError):
+    """The server is about to end: nothing was done, and the same call may be made again later."""
+
+    code = "server.going_away"
+
+
 class Unsupported(AgentOSError):
     """This server has no such thing."""
 
@@ -67,8 +75,8 @@ class Gateway:
         self._metrics = metrics
         self._settings = settings
         self._connections: set[Connection] = set()
+        self._calls = 0
         self._nobody = asyncio.Event()
-        self._nobody.set()
         self.leaving = False
 
     # -- HTTP
@@ -88,11 +96,13 @@ class Gateway:
                 raise MethodNotAllowed(
                     f"{request.method}: an action is called with POST", method=request.method
                 )
+            if self.leaving:
+                raise ServerGoing("the server is about to end")
             data = await request.body(self._settings)
             self._metrics.counters.bytes_in += len(data)
             call = await _decoded(encoding, data)
             actor = self._find(address)
-            with actor.active():
+            with actor.active(), self._one_more_call():
                 await actor.admit(terms.params)
                 output = await _until_gone(perform(actor, asked.name, call.args, self._metrics), receive)
             body = await _encoded(encoding, output)
@@ -188,24 +198,39 @@ class Gateway:
 
     async def _serve(self, connection: Connection) -> None:
         self._connections.add(connection)
-        self._nobody.clear()
         try:
             await connection.run()
         finally:
             self._connections.discard(connection)
-            if not self._connections:
-                self._nobody.set()
+            self._look_empty()
+
+    @contextlib.contextmanager
+    def _one_more_call(self) -> Iterator[None]:
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            self._look_empty()
+
+    def _look_empty(self) -> None:
+        if self.leaving and not self._calls and not self._connections:
+            self._nobody.set()
 
     async def go_away(self) -> None:
-        """Tell every connection to come back later, and wait until they were told."""
+        """Tell every connection to come back later; wait until they were told, and calls in flight have ended.
+
+        Who comes now is told the same: a client whose first try to come back is refused may never try again.
+        """
         self.leaving = True
         for connection in list(self._connections):
             connection.end(GOING_AWAY)
+        self._look_empty()
         try:
             async with asyncio.timeout(self._settings.drain_seconds):
                 await self._nobody.wait()
         except TimeoutError:
-            pass
+            log.warning("calls were still in flight at the end", extra={"calls": self._calls})
 
 
 class _GoingAway(Exception):
@@ -222,6 +247,8 @@ def status_of(error: BaseException) -> int:
         return 405
     if isinstance(error, Unsupported):
         return 501
+    if isinstance(error, ServerGoing):
+        return 503
     return http_status(error)
 
 

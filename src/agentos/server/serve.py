@@ -8,6 +8,7 @@ import ipaddress
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ log = logging.getLogger("agentos.server")
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 6420
 _PING_SECONDS = 20.0
+_FIRST_INHERITED = 3
 _KEEP_ALIVE_SECONDS = 75
 
 
@@ -74,9 +76,8 @@ class Server(uvicorn.Server):
             log.info("listening", extra={"host": self.config.host, "port": self.port, "pid": os.getpid()})
 
     async def shutdown(self, sockets: Any = None) -> None:
-        for server in self.servers:
-            server.close()
-        await self.application.go_away()
+        # The listener stays until the VMs sleep, so that clients which come back at once are told to wait.
+        await self.application.close()
         await super().shutdown(sockets)
 
 
@@ -122,9 +123,20 @@ def serve(
     if not logging.getLogger("agentos").handlers:
         log_to_stderr(os.environ.get("AGENTOS_LOG", "info"))
     server = make_server(registry, host, port, data_dir, token)
-    server.run()
+    server.run(inherited_sockets())
     if not server.started:
         raise SystemExit(3)
+
+
+def inherited_sockets() -> list[socket.socket] | None:
+    """The listening sockets that a service manager handed over, as sd_listen_fds(3) has it; None where it did not.
+
+    They outlive this process: clients that come while it restarts wait, instead of being refused.
+    """
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    count = int(os.environ.get("LISTEN_FDS", "0"))
+    return [socket.socket(fileno=_FIRST_INHERITED + number) for number in range(count)] or None
 
 
 def is_loopback(host: str) -> bool:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import socket
 import sqlite3
 import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
@@ -133,3 +137,49 @@ def wait_until(condition: Any) -> None:
                 await asyncio.sleep(0.02)
 
     asyncio.run(poll())
+
+
+def test_a_call_in_flight_is_answered_before_the_end(start_server: Any) -> None:
+    """And who comes meanwhile is told to come back."""
+    server = start_server()
+    server.call("k", "exec", "true")
+    with (
+        ThreadPoolExecutor(1) as pool,
+        connect(server.socket_url("k"), subprotocols=["rivet"], proxy=None) as first,
+    ):
+        first.recv(timeout=10)
+        slow = pool.submit(server.call, "k", "exec", "echo begun; sleep 1; echo done")
+        wait_until(lambda: any(one["command"] == "sleep" for one in server.call("k", "allProcesses")))
+        server.process.terminate()
+        with pytest.raises(ConnectionClosed):
+            first.recv(timeout=10)
+        with connect(server.socket_url("k"), subprotocols=["rivet"], proxy=None) as again:
+            with pytest.raises(ConnectionClosed) as closed:
+                again.recv(timeout=10)
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.reason == "ws.going_away"
+        assert slow.result(10)["stdout"] == "begun\ndone\n"
+    assert server.process.wait(20) == 0
+
+
+def test_an_inherited_socket_outlives_the_server(start_server: Any, tmp_path: Path) -> None:
+    """A client that connects between two servers is served by the second."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        # What a service manager does: the socket as descriptor 3, its number and the process in the environment.
+        program = (
+            "import os, sys; os.dup2(int(sys.argv[1]), 3); os.set_inheritable(3, True)\n"
+            "os.environ |= {'LISTEN_FDS': '1', 'LISTEN_PID': str(os.getpid())}\n"
+            "os.execv(sys.executable, [sys.executable, '-m', 'agentos.server', '--data-dir', sys.argv[2]])\n"
+        )
+        port = listener.getsockname()[1]
+        command = [sys.executable, "-c", program, str(listener.fileno()), str(tmp_path / "data")]
+        url = f"http://127.0.0.1:{port}/health"
+        for _ in range(2):
+            with ThreadPoolExecutor(1) as pool:
+                early = pool.submit(httpx.get, url, timeout=30)
+                with subprocess.Popen(
+                    command, pass_fds=[listener.fileno()], stderr=subprocess.DEVNULL
+                ) as child:
+                    assert early.result(30).json()["status"] == "ok"
+                    child.terminate()
+                    assert child.wait(20) == 0
