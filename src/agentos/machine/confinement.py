@@ -84,7 +84,11 @@ def fork_confined(fds: list[int], message: Message, confinement: Confinement, pr
 
 
 def _serve(channel: BlockingChannel, message: Message, confinement: Confinement, processes: int) -> int:
-    from agentos.machine import connector, fileserver, spawner  # imported by init already: they import this module
+    from agentos.machine import (  # imported by init already: they import this module
+        connector,
+        fileserver,
+        spawner,
+    )
 
     kind, uid = message["kind"], int(message["uid"])
     try:

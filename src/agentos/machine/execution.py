@@ -21,7 +21,6 @@ from agentos.machine.link import Launch, Link
 from agentos.machine.pipes import Reader, Writer
 from agentos.model import Encoding, ExecResult, ExitStatus, OnLeaderExit, Orphan, Reason
 
-
 _LISTEN_AFTER = 0.002
 """Seconds after which a running command's output is read as it comes; before, the pipes hold it."""
 

@@ -23,7 +23,7 @@ from agentos.linux import seccomp
 from agentos.machine.channel import BlockingChannel, ChannelBroken, send
 from agentos.machine.jobs import BASH, check_program
 from agentos.machine.link import FIRST_NUMBER, WARM_UP, boot_error
-from agentos.machine.plan import UIDS, MASKED_PROC, READ_ONLY_PROC, WASM_RULE, HostFacts, plan_vm
+from agentos.machine.plan import MASKED_PROC, READ_ONLY_PROC, UIDS, WASM_RULE, HostFacts, plan_vm
 from agentos.model import VmSpec
 
 _SOURCE = Path(__file__).resolve().parent

@@ -368,6 +368,7 @@ class Link:
     def take_spawner(self, uid: int, sock: socket.socket, journal_fd: int) -> None:
         """Take over the spawner that was forked as servant 1, before this link was there."""
         self._spawners[uid] = Spawner(self, uid, FIRST_NUMBER - 1, sock, journal_fd)
+        self._idle_timer = self.loop.call_later(IDLE_SECONDS, self._drop_idle, self._last_launch)
 
     def release(self, launch: Launch) -> None:
         """The launch is over: nothing of its lineage will be asked for or killed again."""

@@ -19,7 +19,7 @@ _BUILTINS_AND_KEYWORDS = frozenset(
     disown do done echo elif else enable esac eval exec exit export false fc fg fi for function getopts hash help
     history if in jobs kill let local logout mapfile popd printf pushd pwd read readarray readonly return select
     set shift shopt source suspend test then time times trap true type typeset ulimit umask unalias unset until
-    wait while""".split()
+    wait while""".split()  # noqa: SIM905
 )
 _CHANGES_BASH = ("BASH_ENV", "BASHOPTS", "SHELLOPTS", "POSIXLY_CORRECT", "BASH_XTRACEFD", "BASH_COMPAT", "ENV")
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from agentos.machine.spawner import WASM_RUNNER
 from agentos.machine.plan import UIDS
+from agentos.machine.spawner import WASM_RUNNER
 from agentos.model import Driver, ProcessInfo, ProcessTreeNode
 
 _DRIVERS = {

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _SPAWNER_TRIES = 5
+_REFILL_SECONDS = 0.02
 _REMEMBERED_KEYS = 1024
 """Idempotency keys remembered for one VM, oldest forgotten first."""
 
@@ -134,7 +135,8 @@ class VM:
         try:
             booted = await asyncio.shield(self.link.booted)
             self._cgroup = Cgroup.from_dict(booted["cgroup"])
-            factory.refill()
+            # Not at once: the next VM's boot would compete with what this one was made for.
+            asyncio.get_running_loop().call_later(_REFILL_SECONDS, factory.refill)
             for path, content in self._seed.items():
                 await self.files.write_file(path, content)
         except BaseException:

@@ -20,6 +20,7 @@ from typing import Any
 
 from agentos.linux import binfmt, cgroups, mounts, privileges, syscalls
 from agentos.machine import identity, init, template
+from agentos.machine.boot import Boot, StepFailed
 from agentos.machine.channel import BlockingChannel, ChannelBroken, Message
 from agentos.machine.confinement import Confinement
 
@@ -240,13 +241,21 @@ def _in_child(
         # By itself and before the user namespace: being moved by another process can take the kernel 10 ms.
         cgroup.join()
         prepared = _enter_namespaces(zygote, sync)
+        to_init, from_boot = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         host_pid = os.fork()
         if host_pid == 0:
             sync.close()
-            code = _be_init(zygote, message, cgroup, channel, prepared)
+            to_init.close()
+            for fd in prepared:
+                os.close(fd)
+            code = _be_init(zygote, cgroup, channel, from_boot)
         else:
+            from_boot.close()
             sync.send({"host_pid": host_pid})
+            Boot(prepared, BlockingChannel(to_init)).apply(message["plan"])
             code = 0
+    except StepFailed as failure:
+        channel.send({"ev": "boot_failed", "step": failure.step, "errno": failure.errno, "text": failure.text})
     except ChannelBroken:
         pass  # the zygote has given up on this VM, and said why
     except OSError as error:
@@ -266,15 +275,13 @@ def _enter_namespaces(zygote: Zygote, sync: BlockingChannel) -> list[int]:
     return prepared
 
 
-def _be_init(
-    zygote: Zygote, message: Message, cgroup: cgroups.Cgroup, channel: BlockingChannel, prepared: list[int]
-) -> int:
+def _be_init(zygote: Zygote, cgroup: cgroups.Cgroup, channel: BlockingChannel, from_boot: socket.socket) -> int:
     os.setsid()
     syscalls.set_process_name("init")
     privileges.default_signals()
     privileges.set_undumpable()
     booted = {"ev": "booted", "cgroup": cgroup.to_dict()}
-    return init.main(channel, zygote.lifeline_read, prepared, message["plan"], zygote.confinement, booted)
+    return init.main(channel, zygote.lifeline_read, BlockingChannel(from_boot), zygote.confinement, booted)
 
 
 def _keep_only(fds: list[int]) -> None:
