@@ -4,6 +4,8 @@ SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 TESTS ?= tests
+# A make inside a test is not a part of this one.
+WITHOUT_MAKE := env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL
 SOURCES := $(wildcard src tests tools examples bench)
 
 .PHONY: help setup setup-dev demo test check format sync bench doctor clean
@@ -19,7 +21,7 @@ demo: setup ## Boot a VM and show what it can do
 	@$(PYTHON) -m agentos demo
 
 test: setup-dev ## Run the tests (TESTS=path picks some)
-	$(PYTHON) -m pytest $(TESTS)
+	$(WITHOUT_MAKE) $(PYTHON) -m pytest $(TESTS)
 
 check: setup-dev ## Lint, format, types, generated files, import rules
 	$(PYTHON) -m ruff check $(SOURCES)
