@@ -119,9 +119,7 @@ async def _exec(page: Page, vm: VM) -> None:
 
 async def _spawn(page: Page, vm: VM) -> None:
     page.title("spawn", "run a program in the background, follow its output")
-    page.code(
-        'process = await vm.spawn("python3", ["counter.py"])\nasync for chunk in process.output(): ...'
-    )
+    page.code('process = await vm.spawn("python3", ["counter.py"])\nasync for chunk in process.output(): ...')
     process = await vm.spawn("python3", ["counter.py"])
     async for chunk in process.output():
         for line in chunk.data.decode().splitlines():

@@ -180,7 +180,6 @@ _MADV_MERGEABLE = 12  # asm-generic/mman-common.h; the same for one mapping
 _S_IFMT, _S_IFCHR, _S_IFBLK = 0xF000, 0x2000, 0x6000
 
 
-
 def build_filter(arch: str) -> bytes:
     """Build the filter for `arch`, "x86_64" or "aarch64", as an array of struct sock_filter.
 

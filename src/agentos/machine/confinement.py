@@ -45,7 +45,7 @@ class Confinement:
         privileges.set_undumpable()
 
     def take_file_ids(self, uid: int) -> None:
-        """Access files as `uid`, without a capability; where there are several ids, stay out of reach of its signals."""
+        """Access files as `uid`, without a capability; with several ids to choose from, out of reach of its signals."""
         if self.mode == "single":
             syscalls.capset(0, 0)
         else:

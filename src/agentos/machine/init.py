@@ -31,7 +31,9 @@ _ENDS_REMEMBERED = 256
 class Init:
     """The loop of PID 1. It waits for the channel, a signal, or the end of the zygote; never on a timer."""
 
-    def __init__(self, channel: BlockingChannel, lifeline: int, confinement: Confinement, processes: int) -> None:
+    def __init__(
+        self, channel: BlockingChannel, lifeline: int, confinement: Confinement, processes: int
+    ) -> None:
         self.channel = channel
         self.lifeline = lifeline
         self.confinement = confinement
@@ -261,15 +263,13 @@ def _kill(pid: int, number: int, *, group: bool = False) -> None:
         pass
 
 
-def main(
-    channel: BlockingChannel, lifeline: int, from_boot: BlockingChannel, confinement: Confinement, booted: Message
-) -> int:
-    """PID 1's whole life; `booted` is what it says when the VM is ready. Returns its exit code."""
+def main(channel: BlockingChannel, lifeline: int, from_boot: BlockingChannel, confinement: Confinement) -> int:
+    """PID 1's whole life. Returns its exit code."""
     try:
         processes, _kept_open = boot.follow(from_boot)
-        from_boot.close()
         init = Init(channel, lifeline, confinement, processes)
-        channel.send(booted)
+        from_boot.send({"ready": True})
+        from_boot.close()
         init.run()
     except ChannelBroken:
         pass

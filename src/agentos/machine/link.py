@@ -235,7 +235,9 @@ class Spawner:
             entries = os.read(self._journal_fd, 65536) if self._journal_fd >= 0 else b""
         except BlockingIOError:
             return
-        for number, pid, mark in JOURNAL_ENTRY.iter_unpack(entries[: len(entries) - len(entries) % JOURNAL_ENTRY.size]):
+        for number, pid, mark in JOURNAL_ENTRY.iter_unpack(
+            entries[: len(entries) - len(entries) % JOURNAL_ENTRY.size]
+        ):
             launch = also if also and also.number == number else self.launches.get(number)
             if launch is not None:
                 launch.note_started({"pid": pid, "mark": mark}, [])
@@ -484,7 +486,9 @@ class Link:
         )
         theirs.setblocking(True)
         try:
-            self._port.send({"op": "fork", "kind": kind, "uid": uid, "number": number, **details}, [theirs.detach(), *fds])
+            self._port.send(
+                {"op": "fork", "kind": kind, "uid": uid, "number": number, **details}, [theirs.detach(), *fds]
+            )
         except BaseException:
             ours.close()
             raise
@@ -555,7 +559,9 @@ class Link:
         if self._idle_timer:
             self._idle_timer.cancel()
         if not self.booted.done():
-            self.booted.set_exception(BootFailed("the VM ended while it booted", step="boot", errno=0, remedy=""))
+            self.booted.set_exception(
+                BootFailed("the VM ended while it booted", step="boot", errno=0, remedy="")
+            )
             self.booted.exception()
         for future in self._requests.values():
             if not future.done():

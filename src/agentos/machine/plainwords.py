@@ -12,7 +12,9 @@ import re
 from collections.abc import Mapping
 
 # No character here means anything to bash outside of quotes, wherever in a word it stands.
-_PLAIN = re.compile(r"[ \t]*([A-Za-z0-9_./:,+@%-][A-Za-z0-9_./:,+@%=-]*)((?:[ \t]+[A-Za-z0-9_./:,+@%=-]+)*)[ \t]*\n?")
+_PLAIN = re.compile(
+    r"[ \t]*([A-Za-z0-9_./:,+@%-][A-Za-z0-9_./:,+@%=-]*)((?:[ \t]+[A-Za-z0-9_./:,+@%=-]+)*)[ \t]*\n?"
+)
 
 _BUILTINS_AND_KEYWORDS = frozenset(
     """. : alias bg bind break builtin caller case cd command compgen complete compopt continue coproc declare dirs
@@ -21,7 +23,15 @@ _BUILTINS_AND_KEYWORDS = frozenset(
     set shift shopt source suspend test then time times trap true type typeset ulimit umask unalias unset until
     wait while""".split()  # noqa: SIM905
 )
-_CHANGES_BASH = ("BASH_ENV", "BASHOPTS", "SHELLOPTS", "POSIXLY_CORRECT", "BASH_XTRACEFD", "BASH_COMPAT", "ENV")
+_CHANGES_BASH = (
+    "BASH_ENV",
+    "BASHOPTS",
+    "SHELLOPTS",
+    "POSIXLY_CORRECT",
+    "BASH_XTRACEFD",
+    "BASH_COMPAT",
+    "ENV",
+)
 
 
 def plain_words(command: str, env: Mapping[str, str]) -> list[str] | None:

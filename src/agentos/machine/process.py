@@ -162,9 +162,7 @@ class Process:
         for fd in (in_write, out_read, err_read):
             os.set_blocking(fd, False)
         try:
-            launch = self._launch = link.launch(
-                self._program.job(), [in_read, out_write, err_write]
-            )
+            launch = self._launch = link.launch(self._program.job(), [in_read, out_write, err_write])
         except BaseException:
             for fd in (in_write, out_read, err_read):
                 os.close(fd)

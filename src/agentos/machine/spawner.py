@@ -242,7 +242,11 @@ def _find_program(name: str, path: str) -> str:
             denied = True
     if name.endswith(".wasm") and os.path.isfile(name):
         return f"./{name}"
-    raise PermissionError(_EACCES, "Permission denied", name) if denied else FileNotFoundError(2, "No such file", name)
+    raise (
+        PermissionError(_EACCES, "Permission denied", name)
+        if denied
+        else FileNotFoundError(2, "No such file", name)
+    )
 
 
 def _is_wasm(path: str) -> bool:
