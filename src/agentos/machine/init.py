@@ -1,4 +1,4 @@
-"""PID 1 of a VM: forks its confined servants, kills whole lineages, looks at the table.
+"""PID 1 of a VM: makes the VM by its plan, forks its confined servants, kills whole lineages, looks at the table.
 
 It runs no guest code and opens no path that a guest could have made: its children do, without privileges
 (`spawner` starts programs, `fileserver` touches files). It ends when the host closes its channel or the
@@ -17,7 +17,8 @@ from types import FrameType
 from typing import Any
 
 from agentos.linux import proc
-from agentos.machine import boot, connector, fileserver, spawner  # noqa: F401  # loaded once, for every fork
+from agentos.machine import connector, fileserver, spawner  # noqa: F401  # loaded once, for every fork
+from agentos.machine.boot import Boot, Step, StepFailed
 from agentos.machine.channel import BlockingChannel, ChannelBroken, Message
 from agentos.machine.confinement import Confinement, fork_confined
 
@@ -31,9 +32,7 @@ _ENDS_REMEMBERED = 256
 class Init:
     """The loop of PID 1. It waits for the channel, a signal, or the end of the zygote; never on a timer."""
 
-    def __init__(
-        self, channel: BlockingChannel, lifeline: int, confinement: Confinement, processes: int
-    ) -> None:
+    def __init__(self, channel: BlockingChannel, lifeline: int, confinement: Confinement, processes: int) -> None:
         self.channel = channel
         self.lifeline = lifeline
         self.confinement = confinement
@@ -263,14 +262,24 @@ def _kill(pid: int, number: int, *, group: bool = False) -> None:
         pass
 
 
-def main(channel: BlockingChannel, lifeline: int, from_boot: BlockingChannel, confinement: Confinement) -> int:
-    """PID 1's whole life. Returns its exit code."""
+def main(
+    channel: BlockingChannel,
+    lifeline: int,
+    prepared: list[int],
+    steps: list[Step],
+    confinement: Confinement,
+    booted: Message,
+) -> int:
+    """PID 1's whole life; `booted` is what it says when the VM is ready. Returns its exit code."""
     try:
-        processes, _kept_open = boot.follow(from_boot)
-        init = Init(channel, lifeline, confinement, processes)
-        from_boot.send({"ready": True})
-        from_boot.close()
+        boot = Boot(prepared)
+        boot.apply(steps)
+        init = Init(channel, lifeline, confinement, boot.processes)
+        channel.send(booted)
         init.run()
+    except StepFailed as failure:
+        channel.send({"ev": "boot_failed", "step": failure.step, "errno": failure.errno, "text": failure.text})
+        return 1
     except ChannelBroken:
-        pass
+        return 0
     return 0
