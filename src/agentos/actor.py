@@ -192,8 +192,19 @@ class Actor:
                 return self._vm
             if self._transition is None:
                 self._begin_transition(self._boot())
-            assert self._transition is not None
-            await asyncio.shield(self._transition)
+            await self._transition_over()
+
+    async def _transition_over(self) -> None:
+        """Wait for the boot or shutdown under way; its error is raised here too."""
+        task = self._transition
+        if task is None:
+            return
+        try:
+            await asyncio.shield(task)
+        finally:
+            # It may have ended before its callbacks have run: whoever looks again must not find it.
+            if task.done() and self._transition is task:
+                self._transition = None
 
     def _begin_transition(self, work: Any) -> asyncio.Task[Any]:
         task = self._transition = asyncio.get_running_loop().create_task(work)
@@ -310,8 +321,8 @@ class Actor:
     async def sleep(self) -> None:
         """Put its VM to sleep now, whatever runs in it. No effect when it sleeps."""
         while self._transition is not None:
-            with contextlib.suppress(AgentOSError):
-                await asyncio.shield(self._transition)
+            with contextlib.suppress(Exception):
+                await self._transition_over()
         if self._vm is not None:
             await asyncio.shield(self._begin_transition(self._shut_down("sleep")))
 
@@ -339,8 +350,8 @@ class Actor:
         self.record = self._actors.store.destroying(self.record)
         self._actors.forget(self)
         while self._transition is not None:
-            with contextlib.suppress(AgentOSError):
-                await asyncio.shield(self._transition)
+            with contextlib.suppress(Exception):
+                await self._transition_over()
         await self._shut_down("destroy")
         await self._actors.remove_files(self.actor_id)
         for listener in list(self.listeners):

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import agentos
 from agentos.actor import VmKind
 from agentos.actors import Actors
 from agentos.errors import AgentOSError, InternalError, Unauthorized
@@ -38,8 +39,6 @@ from agentos.wire.failures import http_error
 from agentos.wire.terms import bearer_token
 
 log = logging.getLogger("agentos.server")
-
-VERSION = "0.1.0"
 
 
 class Application:
@@ -173,7 +172,16 @@ class Application:
 
     def _about(self) -> dict[str, Any]:
         # `clientEndpoint` is left out: with it, clients would talk to that instead of the address they were given.
-        return {"runtime": "agentos", "version": VERSION, "actorNames": {name: {} for name in self._kinds}}
+        return {
+            "runtime": "agentos",
+            "version": agentos.__version__,
+            "actorNames": {name: {} for name in self._kinds},
+        }
 
     def _health(self) -> dict[str, Any]:
-        return {"status": "ok", "runtime": "agentos", "version": VERSION, "vms": len(self.actors.live)}
+        return {
+            "status": "ok",
+            "runtime": "agentos",
+            "version": agentos.__version__,
+            "vms": len(self.actors.live),
+        }

@@ -109,9 +109,8 @@ async def _next(receive: Receive | None, seconds: float) -> MutableMapping[str, 
 
 def _too_long(size: int, settings: Settings) -> BodyTooLong:
     most = settings.max_body_bytes
-    return BodyTooLong(
-        f"a request's body may have at most {most} bytes", limit="max_body_bytes", value=size, maximum=most
-    )
+    said = f"a request's body may have at most {most} bytes (raise it with setup(max_body_bytes=...))"
+    return BodyTooLong(said, limit="max_body_bytes", value=size, maximum=most)
 
 
 async def answer(send: Send, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]]) -> None:

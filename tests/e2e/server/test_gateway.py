@@ -184,7 +184,9 @@ def test_bodies_have_a_limit(server: Any) -> None:
         ]
         raw.sendall("\r\n".join(lines).encode())
         raw.settimeout(10)
-        answer = raw.recv(4096)
+        answer = b""
+        while received := raw.recv(4096):
+            answer += received
     assert b" 413 " in answer.split(b"\r\n")[0]
     assert b"limit" in answer
     ten = server.http.post(path, content=json.dumps({"args": ["x" * 10_000_000]}))
@@ -338,6 +340,26 @@ def test_a_client_that_leaves_ends_its_command(server: Any) -> None:
             break
         assert time.monotonic() < deadline, running
         time.sleep(0.02)
+
+
+def test_destroying_while_others_call(server: Any) -> None:
+    """Each call runs in one VM or another, or says that its VM went; nothing else comes of it."""
+
+    def work(number: int) -> str:
+        response = (
+            server.post("contested", "destroy")
+            if number % 8 == 0
+            else server.post("contested", "exec", "echo ok")
+        )
+        if response.status_code != 200:
+            return error_of(response)
+        output = response.json()["output"]
+        return "destroyed" if output is None else str(output["stdout"] or output["reason"])
+
+    with ThreadPoolExecutor(16) as pool:
+        seen = set(pool.map(work, range(160)))
+    assert {"ok\n", "destroyed"} <= seen <= {"ok\n", "destroyed", "vm.stopped", "vm.not_found", "vmStopped"}
+    assert server.call("contested", "exec", "echo ok")["stdout"] == "ok\n"
 
 
 def test_metrics_and_health(server: Any) -> None:
