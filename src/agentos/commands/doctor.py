@@ -157,12 +157,9 @@ def _of_host(factory: Factory) -> list[Check]:
     if enforced:
         checks.append(Check("limits by cgroup", True, ", ".join(enforced)))
     if not_enforced:
-        why = [
-            f"{controller}: {problem['what']} ({problem['directory']})"
-            for controller, state in cgroups["controllers"].items()
-            for problem in state["problems"][:1]
-        ]
-        remedy = "; ".join(why) or "run as root, or in a cgroup that is delegated to this user"
+        problems = [one for state in cgroups["controllers"].values() for one in state["problems"]]
+        why = f" ({problems[0]['what']})" if problems else ""
+        remedy = f"run as root, or in a cgroup that is delegated to this user{why}"
         checks.append(Check("limits without cgroup", False, ", ".join(not_enforced), remedy))
     if factory.facts.mode == "single":
         checks.append(
