@@ -127,6 +127,11 @@ class VmSpec:
     mounts: tuple[Mount, ...] = ()
     network: str = "loopback"
     """`loopback`: the VM reaches nothing but itself."""
+    storage: str | None = None
+    """Directory of the host that holds all the VM writes, and outlives it; None: memory, which does not.
+
+    In memory disk_bytes and disk_files are exact limits; a directory is only bounded by its file system.
+    """
     isolation: str = "namespaces"
     """The tier that keeps the VM apart; this version builds `namespaces`."""
 
@@ -140,6 +145,10 @@ class VmSpec:
             raise InvalidRequest.argument("hostname", name, "1 to 64 letters, digits, dots or hyphens")
         if self.user not in ("agentos", "root"):
             raise InvalidRequest.argument("user", self.user, "agentos or root")
+        if self.storage is not None and (
+            not isinstance(self.storage, str) or not self.storage.startswith("/") or "\0" in self.storage
+        ):
+            raise InvalidRequest.argument("storage", self.storage, "an absolute path, or None")
         if self.network != "loopback":
             raise InvalidRequest.argument("network", self.network, "loopback")
         if self.isolation != "namespaces":

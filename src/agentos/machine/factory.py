@@ -144,7 +144,9 @@ class Factory:
                     "limits": {
                         # The VM's files are on a tmpfs, which the kernel accounts as its memory: without their
                         # share in the limit a full disk would be an out-of-memory kill.
-                        "memory_bytes": limits.memory_bytes + limits.disk_bytes + limits.shm_bytes,
+                        "memory_bytes": limits.memory_bytes
+                        + limits.shm_bytes
+                        + (limits.disk_bytes if spec.storage is None else 0),
                         "pids": limits.processes + RESERVED_PROCESSES,
                         "cpu_cores": limits.cpu_cores,
                         "cpu_weight": limits.cpu_weight,

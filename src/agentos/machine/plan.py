@@ -103,8 +103,17 @@ def plan_vm(spec: VmSpec, facts: HostFacts) -> list[Step]:
 def _writable_layer(spec: VmSpec, facts: HostFacts) -> list[Step]:
     """The root: an overlay of the skeleton under a layer that holds all the VM ever writes."""
     stage, layer = facts.stage, f"{facts.stage}/layer"
-    options = {"size": str(spec.limits.disk_bytes), "nr_inodes": str(spec.limits.disk_files), "mode": "0755"}
-    steps: list[Step] = [_filesystem("tmpfs", layer, options, ["nosuid", "nodev"])]
+    if spec.storage is not None:
+        # Seen through the VM's ids, so that on disk they are the same whichever range the VM was given.
+        storage = _bind(spec.storage, layer, ["nosuid", "nodev"], idmap="ids" if facts.idmap else None)
+        steps: list[Step] = [storage]
+    else:
+        options = {
+            "size": str(spec.limits.disk_bytes),
+            "nr_inodes": str(spec.limits.disk_files),
+            "mode": "0755",
+        }
+        steps = [_filesystem("tmpfs", layer, options, ["nosuid", "nodev"])]
     lower = f"{stage}/skeleton"
     if facts.idmap:
         steps.append(_bind(lower, f"{stage}/lower", ["nosuid", "nodev"], idmap="ids"))
