@@ -132,7 +132,7 @@ async def _inside(vm: VM) -> list[Check]:
     checks.append(Check("programs", not missing, detail, "install on the host what VMs shall have"))
     await vm.files.write_file("hello.wasm", module("works\n"), mode=0o755)
     direct = await vm.exec_file("./hello.wasm")
-    told = "run as programs" if direct.stdout == "works\n" else direct.stderr.strip()
+    told = "run as programs" if direct.stdout == "works\n" else direct.stderr.strip().splitlines()[-1]
     checks.append(Check("WebAssembly", direct.stdout == "works\n", told, "pip install wasmtime"))
     shell = await vm.exec("./hello.wasm; exit $?")
     if direct.ok and not shell.ok:

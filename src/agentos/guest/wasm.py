@@ -13,11 +13,12 @@ def main(arguments: list[str]) -> None:
         sys.exit("usage: wasm MODULE.wasm [ARGUMENT...]")
     try:
         import wasmtime
+        from wasmtime import WasmtimeError  # the mount point alone can be imported too, as an empty package
     except ImportError:
         sys.exit("wasm: this host has no wasmtime package: install agentos with its dependencies")
     try:
         sys.exit(_run(wasmtime, arguments))  # type: ignore[no-untyped-call]
-    except wasmtime.WasmtimeError as error:
+    except WasmtimeError as error:
         sys.exit(f"wasm: {arguments[0]}: {error}")
 
 
