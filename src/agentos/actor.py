@@ -30,7 +30,6 @@ log = logging.getLogger("agentos.server")
 
 REPLAY_SECONDS: Final = 5.0
 """A subscriber gets the output of a process or shell from its first byte if that started so recently."""
-_STORED: Final = "storage" in VmSpec.__dataclass_fields__
 
 ShutdownReason = Literal["sleep", "destroy", "error"]
 
@@ -222,10 +221,9 @@ class Actor:
         self._actors.check_room()
         spec, fresh = self.kind.spec, self.record.start_ts is None
         directory = self._actors.directory_of(self.actor_id)
-        if directory is not None and _STORED:
+        if directory is not None:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            stored: dict[str, Any] = {"storage": str(directory)}
-            spec = replace(spec, **stored)
+            spec = replace(spec, storage=str(directory))
         else:
             fresh = True  # in memory: nothing was kept
         vm = VM(spec=spec, files=self.kind.files if fresh else None, host=self._actors.host)

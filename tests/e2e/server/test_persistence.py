@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import socket
 import sqlite3
 import subprocess
@@ -18,14 +17,6 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from agentos.model import VmSpec
-
-KEPT = pytest.mark.xfail(
-    "storage" not in {one.name for one in dataclasses.fields(VmSpec)},
-    reason="VMs have no disk yet",
-    strict=True,
-)
-
 
 def test_records_outlive_a_restart(start_server: Any) -> None:
     """The same key is the same actor afterwards, with its creation time."""
@@ -38,7 +29,6 @@ def test_records_outlive_a_restart(start_server: Any) -> None:
     assert after["running"] is False
 
 
-@KEPT
 @pytest.mark.parametrize("end", ["close", "kill"])
 def test_files_outlive_the_server(start_server: Any, end: str) -> None:
     """Whether it was told to end or was killed."""
@@ -49,7 +39,6 @@ def test_files_outlive_the_server(start_server: Any, end: str) -> None:
     assert again.call("kept", "exec", "cat link; stat -c %a:%U d/f")["stdout"] == "content\n600:agentos\n"
 
 
-@KEPT
 def test_files_outlive_sleep(start_server: Any) -> None:
     """A VM that nothing happens in sleeps, and wakes with the next call."""
     server = start_server("--sleep-after", "0.3")
