@@ -7,7 +7,6 @@ import errno
 import mmap
 import os
 import pickle
-import resource
 import shutil
 import signal
 import socket
@@ -232,33 +231,6 @@ def test_ids_can_still_be_changed() -> None:
         return os.getgroups(), os.getresuid()
 
     assert in_child(become) == ([4321], (4321, 4321, 4321))
-
-
-def test_the_lineage_mark_stays() -> None:
-    """RLIMIT_RTTIME is read, inherited over fork and exec, and set by nobody, not even to what it is."""
-
-    def prepare() -> None:
-        resource.setrlimit(RLIMIT_RTTIME, (MARK, MARK))
-        enter_filter()
-
-    def attempts() -> list[object]:
-        mark = struct.pack("QQ", MARK, MARK)
-        buffer = ctypes.create_string_buffer(mark)
-        address = ctypes.addressof(buffer)
-        no_core = ctypes.create_string_buffer(16)
-        grandchild = "import resource; print(resource.getrlimit(15))"
-        return [
-            resource.getrlimit(RLIMIT_RTTIME),
-            call("setrlimit", RLIMIT_RTTIME, address),
-            call("setrlimit", 0xDEAD << 32 | RLIMIT_RTTIME, address),
-            call("prlimit64", 0, RLIMIT_RTTIME, address, 0),
-            call("prlimit64", 0, RLIMIT_RTTIME, 0, address),
-            subprocess.run([sys.executable, "-c", grandchild], capture_output=True, text=True).stdout.strip(),
-            call("setrlimit", resource.RLIMIT_CORE, ctypes.addressof(no_core)),
-        ]
-
-    marks = (MARK, MARK)
-    assert in_child(attempts, prepare) == [marks, "EPERM", "EPERM", "EPERM", "ok", str(marks), "ok"]
 
 
 def run_code(machine_code: bytes) -> int:

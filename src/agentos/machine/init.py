@@ -32,7 +32,9 @@ _ENDS_REMEMBERED = 256
 class Init:
     """The loop of PID 1. It waits for the channel, a signal, or the end of the zygote; never on a timer."""
 
-    def __init__(self, channel: BlockingChannel, lifeline: int, confinement: Confinement, processes: int) -> None:
+    def __init__(
+        self, channel: BlockingChannel, lifeline: int, confinement: Confinement, processes: int
+    ) -> None:
         self.channel = channel
         self.lifeline = lifeline
         self.confinement = confinement
@@ -278,7 +280,9 @@ def main(
         channel.send(booted)
         init.run()
     except StepFailed as failure:
-        channel.send({"ev": "boot_failed", "step": failure.step, "errno": failure.errno, "text": failure.text})
+        channel.send(
+            {"ev": "boot_failed", "step": failure.step, "errno": failure.errno, "text": failure.text}
+        )
         return 1
     except ChannelBroken:
         return 0

@@ -188,20 +188,22 @@ def _spawn(job: Message, actions: list[Any]) -> int:
         path = job["path"] or _find_program(argv[0], environment.get("PATH", os.defpath))
         if job["as_bash"]:
             environment = {**environment, "PWD": os.getcwd(), "SHLVL": "0", "_": path}
-        return _spawn_path(path, argv, environment, actions)
+        return _spawn_path(path, argv, environment, actions, as_bash=job["as_bash"])
     except OSError as error:
         raise _Failed("exec", error) from error
     finally:
         os.chdir("/")
 
 
-def _spawn_path(path: str, argv: list[str], environment: dict[str, str], actions: list[Any]) -> int:
+def _spawn_path(
+    path: str, argv: list[str], environment: dict[str, str], actions: list[Any], *, as_bash: bool
+) -> int:
     try:
         return os.posix_spawn(path, argv, environment, file_actions=actions, setsid=True)
     except OSError as error:
         # ENOEXEC: this kernel hands no .wasm to the runner by itself; EACCES: the module lacks the execute bit.
-        if error.errno not in (_ENOEXEC, _EACCES) or not _is_wasm(path):
-            raise
+        if as_bash or error.errno not in (_ENOEXEC, _EACCES) or not _is_wasm(path):
+            raise  # in bash's place: bash is to say what it makes of that
         runner = [WASM_RUNNER, path, *argv[1:]]
         return os.posix_spawn(WASM_RUNNER, runner, environment, file_actions=actions, setsid=True)
 

@@ -24,7 +24,7 @@ def js() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "agentos-tests" / f"js-{digest}"
     shutil.copytree(SOURCE, cache, dirs_exist_ok=True)
     if not (cache / "installed").exists():
-        command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock"]
+        command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock"]
         done = subprocess.run(command, cwd=cache, capture_output=True, text=True, timeout=500)
         if done.returncode:
             _absent(f"npm install failed: {done.stderr[-500:]}")
