@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import resource
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -25,10 +26,10 @@ from typing import Any
 from agentos import VM, Host, Limits
 
 ECHO = ["sh", "-c", "echo hi"]
-BWRAP = (
+BWRAP = shlex.split(
     "bwrap --unshare-all --ro-bind /usr /usr --symlink usr/bin /bin --symlink usr/lib /lib "
     "--symlink usr/lib64 /lib64 --proc /proc --dev /dev --tmpfs /tmp echo hi"
-).split()  # noqa: SIM905
+)
 HERE = Path(__file__).resolve().parent
 
 
