@@ -64,7 +64,7 @@ UPWARD = {("machine/vm.py", "agentos.host")}
 """VM() without a host takes the process's default one, found when it starts."""
 
 INSIDE_A_VM = {
-    "zygote", "zygote_start", "init", "boot", "spawner", "connector", "confinement", "template", "identity",
+    "zygote", "zygote_start", "seed", "init", "boot", "spawner", "connector", "confinement", "template", "identity",
     "channel", "fileserver", "filetree", "filetarget",
 }  # fmt: skip
 """Modules of `machine` that the zygote and every VM's init carry: each import costs time and memory in every VM."""
@@ -73,7 +73,7 @@ STANDARD_INSIDE = {
     "os", "resource", "select", "shutil", "signal", "socket", "stat", "struct", "sys", "termios", "time", "types",
     "typing",
 }  # fmt: skip
-MAY_FORK = {"machine/zygote.py", "machine/identity.py", "machine/confinement.py"}
+MAY_FORK = {"machine/seed.py", "machine/identity.py", "machine/confinement.py"}
 MOST_LINES = 400
 LONGER = {
     "sync.py": "generated",

@@ -1,6 +1,8 @@
-"""Applies a plan: one function for each operation, run by init inside the VM's new namespaces.
+"""Applies a plan inside a VM's new namespaces: one function for each operation.
 
-Every step either succeeds or raises StepFailed naming itself; nothing is skipped and nothing only warns.
+It runs in the short-lived parent of init, so that the memory it needs goes with it; the few steps that only
+init itself can do are handed to it. Every step either succeeds or raises StepFailed naming itself; nothing
+is skipped and nothing only warns.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agentos.linux import binfmt, mounts, privileges, syscalls
+from agentos.machine.channel import BlockingChannel
 
 Step = tuple[str, dict[str, Any]]
 
@@ -33,10 +36,10 @@ class StepFailed(Exception):
 class Boot:
     """The state that steps hand on: mounts that the zygote prepared, and what must stay open for the VM's life."""
 
-    def __init__(self, prepared: list[int]) -> None:
+    def __init__(self, prepared: list[int], to_init: BlockingChannel) -> None:
         self.prepared = prepared
+        self.to_init = to_init
         self.kept_fds: list[int] = []
-        self.processes = 0
 
     def apply(self, steps: list[Step]) -> None:
         """Apply `steps` in order. Raises StepFailed at the first that fails."""
@@ -46,12 +49,24 @@ class Boot:
             except OSError as error:
                 target = arguments.get("target") or arguments.get("path") or ""
                 raise StepFailed(f"{operation} {target}".strip(), error) from error
+        self.to_init.send({"booted": True}, self.kept_fds)
+
+    def by_init(self, operation: str, **arguments: Any) -> None:
+        """Have init do what is about itself."""
+        self.to_init.send({"do": operation, "arguments": arguments})
+        answer, _ = self.to_init.receive()
+        if "errno" in answer:
+            raise OSError(answer["errno"], answer["text"])
 
     def private_mounts(self) -> None:
         syscalls.mount("", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
 
     def filesystem(self, type: str, target: str, options: dict[str, str], attributes: list[str]) -> None:
-        mounts.attach(mounts.make_filesystem(type, options, mounts.attribute_bits(attributes)), target)
+        if type == "proc":
+            # A new proc is of the pid namespace of whoever makes it, and only init is in the VM's.
+            self.by_init("filesystem", type=type, target=target, options=options, attributes=attributes)
+        else:
+            make_filesystem(type, target, options, attributes)
 
     def bind(
         self, source: str, target: str, attributes: list[str], recursive: bool = True, idmap: bool = False
@@ -100,13 +115,45 @@ class Boot:
         self.kept_fds.append(binfmt.register(rule))
 
     def limits(self, processes: int, open_files: int) -> None:
-        # Init's children set it for what they start: counted per user namespace (Linux 5.14), so exact for this VM
-        # though the host's user has other processes. Init itself must be able to fork when the VM can not.
-        self.processes = processes
-        privileges.set_limit(resource.RLIMIT_NOFILE, open_files)
-        privileges.set_limit(resource.RLIMIT_CORE, 0)
-        privileges.set_limit(resource.RLIMIT_MEMLOCK, 64 * 1024)
-        privileges.set_limit(resource.RLIMIT_RTPRIO, 0)
+        self.by_init("limits", processes=processes, open_files=open_files)
+
+
+def make_filesystem(type: str, target: str, options: dict[str, str], attributes: list[str]) -> None:
+    """Mount a new file system at `target`."""
+    mounts.attach(mounts.make_filesystem(type, options, mounts.attribute_bits(attributes)), target)
+
+
+def set_limits(processes: int, open_files: int) -> None:
+    """What init and all that it forks may use. `processes` is set for its children alone: see `confinement`."""
+    privileges.set_limit(resource.RLIMIT_NOFILE, open_files)
+    privileges.set_limit(resource.RLIMIT_CORE, 0)
+    privileges.set_limit(resource.RLIMIT_MEMLOCK, 64 * 1024)
+    privileges.set_limit(resource.RLIMIT_RTPRIO, 0)
+
+
+def follow(from_boot: BlockingChannel) -> tuple[int, list[int]]:
+    """Init's part of the boot: do as asked until it is over. Returns the limit of processes and what to keep open.
+
+    Raises ChannelBroken when the boot has failed; its parent has told the host why.
+    """
+    processes = 0
+    while True:
+        message, fds = from_boot.receive()
+        if "booted" in message:
+            os.chdir("/")
+            return processes, fds
+        arguments = message["arguments"]
+        try:
+            if message["do"] == "limits":
+                set_limits(**arguments)
+                processes = arguments["processes"]
+            else:
+                make_filesystem(**arguments)
+        except OSError as error:
+            text = "; ".join([error.strerror or "", *getattr(error, "__notes__", [])])
+            from_boot.send({"errno": error.errno or 0, "text": text})
+        else:
+            from_boot.send({})
 
 
 _OPERATIONS: dict[str, Callable[..., None]] = {

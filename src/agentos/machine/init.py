@@ -1,4 +1,4 @@
-"""PID 1 of a VM: makes the VM by its plan, forks its confined servants, kills whole lineages, looks at the table.
+"""PID 1 of a VM: forks its confined servants, kills whole lineages, looks at the table.
 
 It runs no guest code and opens no path that a guest could have made: its children do, without privileges
 (`spawner` starts programs, `fileserver` touches files). It ends when the host closes its channel or the
@@ -17,8 +17,7 @@ from types import FrameType
 from typing import Any
 
 from agentos.linux import proc
-from agentos.machine import connector, fileserver, spawner  # noqa: F401  # loaded once, for every fork
-from agentos.machine.boot import Boot, Step, StepFailed
+from agentos.machine import boot, connector, fileserver, spawner  # noqa: F401  # loaded once, for every fork
 from agentos.machine.channel import BlockingChannel, ChannelBroken, Message
 from agentos.machine.confinement import Confinement, fork_confined
 
@@ -265,25 +264,15 @@ def _kill(pid: int, number: int, *, group: bool = False) -> None:
 
 
 def main(
-    channel: BlockingChannel,
-    lifeline: int,
-    prepared: list[int],
-    steps: list[Step],
-    confinement: Confinement,
-    booted: Message,
+    channel: BlockingChannel, lifeline: int, from_boot: BlockingChannel, confinement: Confinement
 ) -> int:
-    """PID 1's whole life; `booted` is what it says when the VM is ready. Returns its exit code."""
+    """PID 1's whole life. Returns its exit code."""
     try:
-        boot = Boot(prepared)
-        boot.apply(steps)
-        init = Init(channel, lifeline, confinement, boot.processes)
-        channel.send(booted)
+        processes, _kept_open = boot.follow(from_boot)
+        init = Init(channel, lifeline, confinement, processes)
+        from_boot.send({"ready": True})
+        from_boot.close()
         init.run()
-    except StepFailed as failure:
-        channel.send(
-            {"ev": "boot_failed", "step": failure.step, "errno": failure.errno, "text": failure.text}
-        )
-        return 1
     except ChannelBroken:
-        return 0
+        pass
     return 0

@@ -10,6 +10,7 @@ the zygote ends every VM and removes what the host had made. Only the standard l
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import select
@@ -19,28 +20,23 @@ from types import FrameType
 from typing import Any
 
 from agentos.linux import binfmt, cgroups, mounts, privileges, syscalls
-from agentos.machine import identity, init, template
-from agentos.machine.channel import BlockingChannel, ChannelBroken, Message
+from agentos.machine import identity, template
+from agentos.machine.channel import BlockingChannel, ChannelBroken, Message, send_some
 from agentos.machine.confinement import Confinement
-
-_OTHER_NAMESPACES = (
-    syscalls.CLONE_NEWNS
-    | syscalls.CLONE_NEWPID
-    | syscalls.CLONE_NEWNET
-    | syscalls.CLONE_NEWIPC
-    | syscalls.CLONE_NEWUTS
-    | syscalls.CLONE_NEWCGROUP
-)
+from agentos.machine.seed import Seed
 
 
 class Vm:
     """What the zygote holds for one VM until all of it is gone."""
 
-    def __init__(self, cgroup: cgroups.Cgroup, gone_fd: int, slot: int, sync: socket.socket) -> None:
+    def __init__(
+        self, plan: list[Any], cgroup: cgroups.Cgroup, gone_fd: int, slot: int, sync: BlockingChannel
+    ) -> None:
+        self.plan = plan
         self.cgroup = cgroup
         self.gone_fd = gone_fd
         self.slot = slot
-        self.sync: socket.socket | None = sync
+        self.sync = sync
         """Brings PID 1's host pid, or ends without it when PID 1 could not be made."""
 
 
@@ -53,9 +49,6 @@ class Zygote:
         self.control = control
         self.ids = ids
         self.scope = scope
-        self.confinement = Confinement(
-            ids.mode, privileges.last_capability(), bytes.fromhex(config["filter"])
-        )
         self.host_pidfd = os.pidfd_open(int(config["host_pid"]))
         self.lifeline_read, self.lifeline_write = os.pipe2(os.O_CLOEXEC)
         self.vms: dict[int, Vm] = {}
@@ -63,6 +56,10 @@ class Zygote:
         self.starting: dict[int, Vm] = {}
         """Descriptor of `sync` -> VM whose PID 1 is not known yet."""
         self.poll = select.poll()
+        confinement = Confinement(ids.mode, privileges.last_capability(), bytes.fromhex(config["filter"]))
+        self.seed = Seed(ids, self.lifeline_read, confinement)
+        self.forks: socket.socket | None = None
+        """To the seed."""
 
     def run(self) -> None:
         """Serve until the host is gone; then leave nothing behind."""
@@ -70,6 +67,7 @@ class Zygote:
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, _note_signal)
         control_fd = self.control.fileno()
+        self.forks = self.seed.start()
         for fd in (control_fd, self.host_pidfd, wake_read):
             self.poll.register(fd, select.POLLIN)
         try:
@@ -114,32 +112,43 @@ class Zygote:
             self.ids.give_back(slot)
             raise
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        child = os.fork()
-        if child == 0:
-            _in_child(self, message, channel, theirs, cgroup)
-        theirs.close()
-        vm = Vm(cgroup, gone_fd, slot, ours)
+        vm = Vm(message["plan"], cgroup, gone_fd, slot, BlockingChannel(ours))
         try:
-            sync = BlockingChannel(ours)
-            sync.receive()
-            self.ids.write_maps(child, slot)
-            prepared = self._prepare_mounts(message["plan"], child)
-            sync.send({"mapped": True}, prepared)
-            for fd in prepared:
-                os.close(fd)
+            self._ask_for_fork(channel, theirs)
+            self._give_identity(vm)
         except (OSError, ChannelBroken) as error:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
             ours.close()
             self.scope.release(cgroup)
             self.ids.give_back(slot)
             if not isinstance(error, ChannelBroken):
                 raise
-            # The child has said on the VM's channel what it could not do.
+            # The child has said on the VM's channel what it could not do, unless there is none.
+            with contextlib.suppress(OSError):
+                channel.send(
+                    {"ev": "boot_failed", "step": "fork", "errno": errno.EAGAIN, "text": "no first process"}
+                )
             os.close(gone_fd)
             return
         self.starting[ours.fileno()] = vm
         self.poll.register(ours.fileno(), select.POLLIN)
+
+    def _ask_for_fork(self, channel: BlockingChannel, sync: socket.socket) -> None:
+        assert self.forks is not None
+        try:
+            send_some(self.forks, b"f", [channel.fileno(), sync.fileno()])
+        finally:
+            sync.close()
+
+    def _give_identity(self, vm: Vm) -> None:
+        """Tell the VM's first process its cgroup, write its id maps, and hand it the mounts that need our rights."""
+        vm.sync.send({"join": vm.cgroup.join_files()})
+        message, _ = vm.sync.receive()
+        child = int(message["pid"])
+        self.ids.write_maps(child, vm.slot)
+        prepared = self._prepare_mounts(vm.plan, child)
+        vm.sync.send({"mapped": True}, prepared)
+        for fd in prepared:
+            os.close(fd)
 
     def _prepare_mounts(self, plan: list[Any], child: int) -> list[int]:
         """Mounts seen through the VM's ids: only who is privileged over their file systems can make them."""
@@ -161,18 +170,19 @@ class Zygote:
         return made
 
     def learn_pid(self, fd: int) -> None:
-        """The first child has forked PID 1 and says its host pid, or it ended without."""
+        """The first process has forked PID 1 and says its host pid, or it ended without. It gets the plan."""
         vm = self.starting.pop(fd)
         self.poll.unregister(fd)
-        assert vm.sync is not None
         try:
-            message, _ = BlockingChannel(vm.sync).receive()
+            message, _ = vm.sync.receive()
             self.vms[int(message["host_pid"])] = vm
+            vm.sync.send({"plan": vm.plan, "cgroup": vm.cgroup.to_dict()})
         except ChannelBroken:
             self.finish(vm)
+        except OSError:
+            pass  # it is gone again: PID 1's end tells the rest
         finally:
             vm.sync.close()
-            vm.sync = None
 
     def reap(self) -> None:
         """Collect every child that ended. A PID 1 ends only when its whole pid namespace is dead."""
@@ -222,68 +232,6 @@ def _readable(fds: list[int]) -> list[int]:
     for fd in fds:
         poll.register(fd, select.POLLIN)
     return [fd for fd, _ in poll.poll(0)]
-
-
-def _in_child(
-    zygote: Zygote,
-    message: Message,
-    channel: BlockingChannel,
-    sync_socket: socket.socket,
-    cgroup: cgroups.Cgroup,
-) -> None:
-    """The short-lived process between zygote and PID 1. Never returns."""
-    code = 1
-    try:
-        signal.set_wakeup_fd(-1)
-        _keep_only([channel.fileno(), sync_socket.fileno(), zygote.lifeline_read])
-        sync = BlockingChannel(sync_socket)
-        # By itself and before the user namespace: being moved by another process can take the kernel 10 ms.
-        cgroup.join()
-        prepared = _enter_namespaces(zygote, sync)
-        host_pid = os.fork()
-        if host_pid == 0:
-            sync.close()
-            code = _be_init(zygote, message, cgroup, channel, prepared)
-        else:
-            sync.send({"host_pid": host_pid})
-            code = 0
-    except ChannelBroken:
-        pass  # the zygote has given up on this VM, and said why
-    except OSError as error:
-        notes = "; ".join([str(error), *getattr(error, "__notes__", [])])
-        channel.send({"ev": "boot_failed", "step": "namespaces", "errno": error.errno or 0, "text": notes})
-    finally:
-        os._exit(code)
-
-
-def _enter_namespaces(zygote: Zygote, sync: BlockingChannel) -> list[int]:
-    syscalls.unshare(syscalls.CLONE_NEWUSER)
-    sync.send({"unshared": "user"})
-    _, prepared = sync.receive()
-    zygote.ids.take_root()
-    # The cgroup joined before becomes the root of the cgroup namespace.
-    syscalls.unshare(_OTHER_NAMESPACES)
-    return prepared
-
-
-def _be_init(
-    zygote: Zygote, message: Message, cgroup: cgroups.Cgroup, channel: BlockingChannel, prepared: list[int]
-) -> int:
-    os.setsid()
-    syscalls.set_process_name("init")
-    privileges.default_signals()
-    privileges.set_undumpable()
-    booted = {"ev": "booted", "cgroup": cgroup.to_dict()}
-    return init.main(channel, zygote.lifeline_read, prepared, message["plan"], zygote.confinement, booted)
-
-
-def _keep_only(fds: list[int]) -> None:
-    """Close every descriptor from 3 on but these."""
-    start = 3
-    for fd in sorted(fds):
-        os.closerange(start, fd)
-        start = fd + 1
-    os.closerange(start, 1 << 20)
 
 
 def _probe(config: Message) -> tuple[identity.IdRanges, Message]:

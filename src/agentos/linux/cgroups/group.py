@@ -99,6 +99,10 @@ class Cgroup:
         for path, version in self.directories.items():
             _VERSIONS[version].add(path, host_pid)
 
+    def join_files(self) -> list[str]:
+        """The control files to which a process with a single thread writes "0" to move itself into this cgroup."""
+        return [_VERSIONS[version].join_file(path) for path, version in self.directories.items()]
+
     def join(self) -> None:
         """Move the calling process into this cgroup. Raises OSError with a note.
 

@@ -17,13 +17,18 @@ def add(path: str, pid: int) -> None:
     write(path + "/cgroup.procs", pid)
 
 
+def join_file(path: str) -> str:
+    """The control file of `join`."""
+    return path + "/tasks"
+
+
 def join(path: str) -> None:
     """Move the calling thread, which must be its process's only one, into cgroup `path`.
 
     By `tasks` and 0: a thread that moves itself needs no lock against forks, whereas cgroup.procs waits
     for an RCU grace period, several milliseconds (kernel/cgroup/cgroup.c, cgroup_procs_write_start).
     """
-    write(path + "/tasks", 0)
+    write(join_file(path), 0)
 
 
 class Memory(none.Memory):

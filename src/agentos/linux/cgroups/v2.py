@@ -22,9 +22,14 @@ def add(path: str, pid: int) -> None:
     write(path + "/cgroup.procs", pid)
 
 
+def join_file(path: str) -> str:
+    """The control file of `join`."""
+    return path + "/cgroup.procs"
+
+
 def join(path: str) -> None:
     """Move the calling process into cgroup `path`. As slow as `add`."""
-    write(path + "/cgroup.procs", 0)
+    write(join_file(path), 0)
 
 
 def kill(path: str) -> bool:
