@@ -1,7 +1,13 @@
 """agentos: an operating system for AI agents.
 
-The public names. `VM` boots an isolated Linux VM in this process; see the README for the rest.
+The public names. `VM` boots an isolated Linux VM in this process; `setup(use={"vm": agent_os()}).start()` serves
+VMs on a port, `create_client` uses them from anywhere. Only the last two need more than the standard library.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from agentos.errors import AgentOSError
 from agentos.host import Host
@@ -9,6 +15,10 @@ from agentos.machine.process import Process
 from agentos.machine.shell import Shell
 from agentos.machine.vm import VM
 from agentos.model import ExecResult, Limits, Mount, VmSpec
+
+if TYPE_CHECKING:
+    from agentos.client.aio import create_client
+    from agentos.registry import agent_os, setup
 
 __version__ = "0.1.0"
 
@@ -23,4 +33,20 @@ __all__ = [
     "Shell",
     "VmSpec",
     "__version__",
+    "agent_os",
+    "create_client",
+    "setup",
 ]
+
+_LATER = {
+    "agent_os": "agentos.registry",
+    "create_client": "agentos.client.aio",
+    "setup": "agentos.registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_LATER[name]), name)
+    return value

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from agentos.background import Twin, blocking, iterate, run, run_feeding
 from agentos.host import Host as AsyncHost
@@ -612,3 +613,11 @@ class Host(Twin[AsyncHost]):
     def close(self) -> None:
         """End every VM and the zygote, and wait until nothing of them is left."""
         run(self._async.close())
+
+
+def __getattr__(name: str) -> Any:
+    if name != "create_client":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from agentos.client.sync import create_client  # which needs more than the standard library
+
+    return create_client

@@ -1,0 +1,66 @@
+"""One question to a VM: from Python arguments to the wire and back, asked again only where that does no harm."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final, Protocol
+
+from agentos.actions import BY_METHOD
+from agentos.errors import AgentOSError, ConnectionLost, InvalidRequest
+
+PAGE_BYTES: Final = 256 * 1024
+"""Bytes of output that are asked for at once."""
+POLL_SECONDS: Final = 20.0
+"""Longest time that one request waits on the server: a dead connection is noticed soon after."""
+
+_DELAYS: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+"""Seconds before each further try."""
+_READS: Final = frozenset((
+    "wait_process", "list_processes", "get_process", "read_process_output", "all_processes", "process_tree",
+    "wait_shell", "list_shells", "read_shell", "read_file", "read_files", "stat", "readdir", "readdir_entries",
+    "readdir_recursive", "exists",
+))  # fmt: skip
+"""Methods that change nothing. What may have run once is never asked for a second time by itself."""
+_GOING_AWAY: Final = "server.going_away"
+"""The server refused before it did anything."""
+
+
+class Caller(Protocol):
+    """A way to a VM."""
+
+    @property
+    def reached(self) -> bool:
+        """Whether the server has ever answered. One that never did is not waited for."""
+
+    async def call(self, name: str, args: tuple[Any, ...], wait: float | None) -> Any:
+        """The output of an action, once; `wait`: seconds that the server may take, where that is known.
+
+        Raises ConnectionLost where no answer came, or the error that was the answer.
+        """
+
+
+async def ask(caller: Caller, method: str, /, *, patience: float | None = None, **values: Any) -> Any:
+    """What the VM's `method` returns for arguments by name; None is for one that was not given.
+
+    `patience`: seconds that the server may take before the connection counts as dead; None where nobody knows.
+    """
+    action = BY_METHOD[method]
+    try:
+        args = tuple(action.write_arguments(values))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InvalidRequest):
+            raise
+        raise InvalidRequest(f"{method}: {error}", argument=method) from None
+    wait = values.get("wait", patience)
+    harmless = method in _READS or "idempotency_key" in values
+    for delay in _DELAYS:
+        try:
+            return action.result.read(await caller.call(action.name, args, wait))
+        except ConnectionLost:
+            if not harmless or not caller.reached:
+                raise
+        except AgentOSError as error:
+            if error.code != _GOING_AWAY:
+                raise
+        await asyncio.sleep(delay)
+    return action.result.read(await caller.call(action.name, args, wait))

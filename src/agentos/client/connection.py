@@ -1,0 +1,304 @@
+"""A connection to one remote VM: its events, and actions over a WebSocket that is opened again when it breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from websockets.asyncio.client import ClientConnection as WebSocket
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
+from agentos.client.events import read_event
+from agentos.client.transport import Way
+from agentos.client.verbs import Verbs
+from agentos.errors import AgentOSError, ConnectionLost
+from agentos.wire.address import ById, Connect, gateway_path
+from agentos.wire.client_connection import ClientConnection, Completed, EventArrived, Failed, Opened
+from agentos.wire.encodings import BARE, Frame
+from agentos.wire.failures import error_of_close, reconnects
+from agentos.wire.terms import Terms, subprotocols_of_terms
+
+log = logging.getLogger("agentos.client")
+
+_OPEN_SECONDS: Final = 15.0
+_PING_SECONDS: Final = 20.0
+_DELAYS: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 5.0, 5.0)
+"""Seconds before each further try to open the connection again."""
+_MOST_QUEUED: Final = 1024
+"""Events that wait for their handlers, beyond which nothing more is read (unless an action waits for its answer)."""
+_FRAME_BYTES: Final = 1024 * 1024 * 1024
+
+Handler = Callable[..., Any]
+
+
+class Link:
+    """The WebSockets of one connection, one after another, and who waits for what over them."""
+
+    def __init__(self, way: Way) -> None:
+        self.way = way
+        self.handlers: dict[str, list[Handler]] = {}
+        self.error: AgentOSError | None = None
+        """Why the connection is over."""
+        self._state = ClientConnection(BARE)
+        self._answers: dict[int, asyncio.Future[Any]] = {}
+        self._socket: WebSocket | None = None
+        self._sends: set[asyncio.Task[None]] = set()
+        self._events: deque[tuple[str, tuple[Any, ...]]] = deque()
+        self._changed = asyncio.Event()
+        self._room = asyncio.Event()
+        self._actor: ById | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def reached(self) -> bool:
+        """Whether it was ever open."""
+        return self._actor is not None
+
+    async def open(self) -> None:
+        """Open the first WebSocket. Raises the error that the server refuses it with, or ConnectionLost."""
+        self._loop = asyncio.get_running_loop()
+        opened: asyncio.Future[None] = self._loop.create_future()
+        self._tasks = [asyncio.create_task(self._run(opened)), asyncio.create_task(self._dispatch())]
+        try:
+            await opened
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """End it. What is in flight fails."""
+        self._end(ConnectionLost("the connection was closed"))
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+        await asyncio.gather(
+            *(task for task in self._tasks if task is not asyncio.current_task()), return_exceptions=True
+        )
+
+    def _end(self, error: AgentOSError) -> None:
+        self.error = self.error or error
+        self._fail(self._state.give_up(), self.error)
+        self._changed.set()
+
+    def _fail(self, ids: tuple[int, ...], error: AgentOSError) -> None:
+        for one in ids:
+            answer = self._answers.pop(one, None)
+            if answer is not None and not answer.done():
+                answer.set_exception(error)
+
+    # -- asking
+
+    async def call(self, name: str, args: tuple[Any, ...], wait: float | None) -> Any:
+        """The output of an action. Waits for the connection while it is being opened again."""
+        if self.error is not None:
+            raise type(self.error)(self.error.message, **self.error.details)
+        if not self._tasks:
+            raise ConnectionLost("the connection is not open: use it in `async with`")
+        action_id, frame = self._state.call(name, args)
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._answers[action_id] = answer
+        self._room.set()
+        try:
+            if frame is not None:
+                await self._send(frame)
+            return await answer
+        finally:
+            self._answers.pop(action_id, None)
+            self._state.forget(action_id)
+
+    async def _send(self, frame: Frame) -> None:
+        socket = self._socket
+        if socket is not None:
+            with contextlib.suppress(ConnectionClosed):  # whoever receives sees that too, and says so
+                await socket.send(frame)
+
+    def _on_loop(self, do: Callable[[], None]) -> None:
+        """Do it now, or soon where another thread asks: the blocking twin does."""
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        if self._loop is None or here is self._loop:
+            do()
+        else:
+            self._loop.call_soon_threadsafe(do)
+
+    def _send_soon(self, frame: Frame | None) -> None:
+        if frame is not None:
+            task = asyncio.ensure_future(self._send(frame))
+            self._sends.add(task)
+            task.add_done_callback(self._sends.discard)
+
+    def subscribe(self, event: str, handler: Handler) -> None:
+        """Call `handler` for every event of this name."""
+        self._on_loop(lambda: self._subscribe(event, handler))
+
+    def _subscribe(self, event: str, handler: Handler) -> None:
+        self.handlers.setdefault(event, []).append(handler)
+        self._send_soon(self._state.subscribe(event))
+
+    def unsubscribe(self, event: str, handler: Handler | None) -> None:
+        """Call it, or all of them, no more."""
+        self._on_loop(lambda: self._unsubscribe(event, handler))
+
+    def _unsubscribe(self, event: str, handler: Handler | None) -> None:
+        known = self.handlers.get(event, [])
+        for one in [one for one in known if handler is None or one == handler]:
+            known.remove(one)
+            self._send_soon(self._state.unsubscribe(event))
+
+    # -- WebSockets
+
+    async def _run(self, opened: asyncio.Future[None]) -> None:
+        tries = 0
+        while True:
+            try:
+                await self._one_socket(opened)
+                failure: AgentOSError = ConnectionLost("the connection to the server broke")
+            except AgentOSError as error:
+                failure = error
+            before = self._state.open
+            self._fail(self._state.dropped(), failure)
+            tries = 1 if before else tries + 1
+            stay_away = not isinstance(failure, ConnectionLost) and not before
+            if not opened.done():
+                opened.set_exception(failure)
+                self._end(failure)
+                return
+            if stay_away or tries > len(_DELAYS):
+                self._end(failure)
+                return
+            await asyncio.sleep(_DELAYS[tries - 1])
+
+    async def _one_socket(self, opened: asyncio.Future[None]) -> None:
+        """Serve one WebSocket to its end. Raises AgentOSError where it was not even opened."""
+        target = self._actor or await self.way.resolve()
+        transport = self.way.transport
+        target = type(target)(**{**_fields(target), "token": transport.token})
+        url = "ws" + transport.endpoint.removeprefix("http") + gateway_path(target, Connect())
+        protocols: Any = subprotocols_of_terms(Terms(BARE))
+        try:
+            async with connect(
+                url, subprotocols=protocols, max_size=_FRAME_BYTES, compression=None,
+                open_timeout=_OPEN_SECONDS, ping_interval=_PING_SECONDS, ping_timeout=2 * _PING_SECONDS,
+                close_timeout=1,
+            ) as socket:  # fmt: skip
+                self._socket = socket
+                try:
+                    await self._receive(socket, opened)
+                finally:
+                    self._socket = None
+        except (OSError, InvalidHandshake, TimeoutError, ConnectionClosed) as error:
+            said = str(error) or type(error).__name__
+            raise ConnectionLost(
+                f"nobody answers at {transport.endpoint} ({said})", endpoint=transport.endpoint
+            ) from None
+
+    async def _receive(self, socket: WebSocket, opened: asyncio.Future[None]) -> None:
+        try:
+            async with asyncio.timeout(_OPEN_SECONDS):
+                await self._take(await socket.recv(), opened)
+            while True:
+                await self._take(await socket.recv(), opened)
+                while len(self._events) >= _MOST_QUEUED and not self._answers:
+                    self._room.clear()
+                    await self._room.wait()
+        except ConnectionClosed:
+            if self._state.open:
+                return
+            code, reason = socket.close_code or 1006, socket.close_reason or ""
+            error = error_of_close(code, reason)
+            raise (ConnectionLost(error.message) if reconnects(reason) else error) from None
+
+    async def _take(self, frame: Frame, opened: asyncio.Future[None]) -> None:
+        received = self._state.receive(frame)
+        if isinstance(received, EventArrived):
+            self._events.append((received.name, received.args))
+            self._changed.set()
+        elif isinstance(received, Completed):
+            answer = self._answers.pop(received.id, None)
+            if answer is not None and not answer.done():
+                answer.set_result(received.output)
+        elif isinstance(received, Failed):
+            self._fail(received.ids, received.error)
+        elif isinstance(received, Opened):
+            # Whoever comes back is led to the same VM, not to a new one of its key.
+            self._actor = ById(received.actor_id)
+            for one in received.frames:
+                await self._send(one)
+            if not opened.done():
+                opened.set_result(None)
+
+    # -- handlers
+
+    async def _dispatch(self) -> None:
+        while True:
+            while self._events:
+                name, args = self._events.popleft()
+                self._room.set()
+                await self._handle(name, args)
+            if self.error is not None:
+                return
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def _handle(self, name: str, args: tuple[Any, ...]) -> None:
+        for handler in tuple(self.handlers.get(name, ())):
+            try:
+                result = handler(*read_event(name, args))
+                if inspect.isawaitable(result):
+                    await result
+            except Exception:
+                log.exception("a handler of %s failed", name)
+
+
+def _fields(target: Any) -> dict[str, Any]:
+    return {name: getattr(target, name) for name in target.__dataclass_fields__}
+
+
+class Connection(Verbs):
+    """A connection to one remote VM: `on` for its events, and its verbs over the same WebSocket.
+
+    When the WebSocket breaks it is opened again and the events are subscribed to again; reads that were in flight
+    are repeated, other actions raise ConnectionLost, as nobody can know whether they were done. Output that a
+    process writes meanwhile comes again from where the server's log begins: use `process.output()` for each byte once.
+    """
+
+    def __init__(self, way: Way) -> None:
+        self._link = Link(way)
+        super().__init__(self._link)
+
+    async def __aenter__(self) -> Connection:
+        await self._link.open()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._link.close()
+
+    async def close(self) -> None:
+        """End it. Actions in flight fail with ConnectionLost."""
+        await self._link.close()
+
+    @property
+    def error(self) -> AgentOSError | None:
+        """Why it is over, None while it is not."""
+        return self._link.error
+
+    def on(self, event: str, handler: Callable[..., Any]) -> None:
+        """Call `handler` with every event of this name, one after another.
+
+        It may be a coroutine function.
+        It gets one value with the event's fields, such as `.pid`, `.stream` and `.data` of a processOutput.
+        """
+        self._link.subscribe(event, handler)
+
+    def off(self, event: str, handler: Callable[..., Any] | None = None) -> None:
+        """Call it no more; without `handler`, none of this event."""
+        self._link.unsubscribe(event, handler)
