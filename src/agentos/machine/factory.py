@@ -38,17 +38,16 @@ class RawVm:
     sock: socket.socket
     gone_fd: int
     """Reaches its end when nothing of the VM is left on this host."""
-    spawner: socket.socket
-    """Of the spawner of the spec's user, forked as soon as the VM has booted."""
-    journal_fd: int
-    """The spawner's journal."""
     spec: VmSpec
+    spawner: tuple[socket.socket, int] | None = None
+    """Socket and journal of a spawner of the spec's user, in a VM that is kept ready."""
 
     def close(self) -> None:
         """Let go of it: its init ends."""
         self.sock.close()
-        self.spawner.close()
-        os.close(self.journal_fd)
+        if self.spawner is not None:
+            self.spawner[0].close()
+            os.close(self.spawner[1])
         os.close(self.gone_fd)
 
 
@@ -124,7 +123,7 @@ class Factory:
                 if self._control is None or len(self._pool) >= self.pool_size:
                     return
             made = self._make(self._pool_spec)
-            _warm_up(made)
+            _get_ready(made)
             with self._lock:
                 self._pool.append(made)
 
@@ -166,9 +165,8 @@ class Factory:
         finally:
             theirs.close()
             os.close(gone_write)
-        spawner, journal_fd = _fork_spawner(ours, spec)
         ours.setblocking(False)
-        return RawVm(ours, gone_read, spawner, journal_fd, spec)
+        return RawVm(ours, gone_read, spec)
 
     def close(self) -> None:
         """End the zygote and with it every VM that it made. Blocks until nothing of them is left."""
@@ -201,28 +199,22 @@ def _start_zygote(theirs: socket.socket) -> subprocess.Popen[bytes]:
     )
 
 
-def _fork_spawner(init: socket.socket, spec: VmSpec) -> tuple[socket.socket, int]:
-    """Ask the VM for its spawner already now: init reads it when it has booted, and no time is lost between."""
+def _get_ready(raw: RawVm) -> None:
+    """Ask the VM for a spawner, and run a program once, so that the first that counts finds its files known."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     journal_read, journal_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    request = {"op": "fork", "kind": "spawner", "uid": UIDS[spec.user], "number": FIRST_NUMBER - 1}
-    try:
-        send(init, request, [theirs.fileno(), journal_write])
-    finally:
-        theirs.close()
-        os.close(journal_write)
-    ours.setblocking(False)
-    return ours, journal_read
-
-
-def _warm_up(raw: RawVm) -> None:
-    """Run a program once, so that the first that counts finds the way to its files known."""
+    request = {"op": "fork", "kind": "spawner", "uid": UIDS[raw.spec.user], "number": FIRST_NUMBER - 1}
     program = check_program(raw.spec, BASH, ["-c", "/bin/echo"])
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     try:
-        send(raw.spawner, {"job": WARM_UP, **program.job(quiet=True)}, [null, null, null])
+        send(raw.sock, request, [theirs.fileno(), journal_write])
+        send(ours, {"job": WARM_UP, **program.job(quiet=True)}, [null, null, null])
     finally:
+        theirs.close()
+        os.close(journal_write)
         os.close(null)
+    ours.setblocking(False)
+    raw.spawner = (ours, journal_read)
 
 
 def _configuration() -> dict[str, Any]:

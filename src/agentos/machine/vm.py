@@ -152,7 +152,8 @@ class VM:
         loop.add_reader(raw.gone_fd, self._nothing_left)
         self._link = Link(loop, raw.sock)
         self._link.on_end = self._stopped
-        self._link.take_spawner(UIDS[self.spec.user], raw.spawner, raw.journal_fd)
+        if raw.spawner is not None:
+            self._link.take_spawner(UIDS[self.spec.user], *raw.spawner)
         self._files = Files(self._open_file_worker, limits=self.spec.limits, home=HOME)
 
     def _nothing_left(self) -> None:
