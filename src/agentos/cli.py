@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 
 from agentos import __version__
-from agentos.commands import demo, doctor
+from agentos.commands import copy, demo, doctor, execute, processes, serve, terminal, vms
 from agentos.errors import AgentOSError
 
-COMMANDS = (demo, doctor)
+COMMANDS = (demo, serve, execute, terminal, processes, copy, vms, doctor)
 """Each has `add_parser(subparsers)`, which sets `run`: a function from the parsed arguments to an exit code."""
 
 

@@ -44,6 +44,7 @@ MAY_IMPORT = {
     "": {"client", "errors", "host", "machine", "model", "registry"},
     "commands": {
         "",
+        "actions",
         "actors",
         "client",
         "conversions",

@@ -261,10 +261,9 @@ class Verbs:
                 return code
             except WaitTimeout as error:
                 if end is not None and loop.time() >= end:
-                    raise WaitTimeout(
-                        f"{'process' if 'pid' in what else 'shell'} {next(iter(what.values()))} still runs after {timeout} s",
-                        **{**error.details, "timeout": limit},
-                    ) from None
+                    kind = "process" if "pid" in what else "shell"
+                    said = f"{kind} {next(iter(what.values()))} still runs after {timeout} s"
+                    raise WaitTimeout(said, **{**error.details, "timeout": limit}) from None
 
     def process(self, pid: int) -> RemoteProcess:
         """The spawned process of this pid, which is not asked for yet."""
