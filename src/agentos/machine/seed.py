@@ -68,6 +68,8 @@ class Seed:
     def _first_process(self, channel_fd: int, sync_fd: int) -> None:
         """Never returns."""
         code = 1
+        # If PID 1 ended while this is still its parent, it must remain for the zygote to reap.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         _keep_only([channel_fd, sync_fd, self.lifeline])
         channel = BlockingChannel(socket.socket(fileno=channel_fd))
         try:
