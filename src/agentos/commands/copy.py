@@ -10,11 +10,12 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from agentos.commands.remote import add_vm_options, agent, with_client
-from agentos.errors import FileMissing, InvalidRequest
+from agentos.commands.remote import add_vm_options, import_client
+from agentos.errors import AgentOSError, FileError, InvalidRequest
+from agentos.wire.keys import deserialize_key
 
 if TYPE_CHECKING:
-    from agentos.client.aio import Client, RemoteFiles
+    from agentos.client.sync import RemoteFiles
 
 _PIECE: Final = 1024 * 1024
 
@@ -40,25 +41,23 @@ def run(arguments: argparse.Namespace) -> int:
             "one of SRC and DEST is to be KEY:PATH", remedy="agentos cp notes.txt my-agent:notes.txt"
         )
 
-    async def work(client: Client) -> int:
+    create_client = import_client("sync").create_client
+    with create_client(arguments.endpoint, arguments.token, arguments.namespace) as client:
+        kind = client.kind(arguments.name)
         try:
             if target is not None:
                 key, path = target
-                await _copy_in(
-                    agent(client, arguments.name, key, create=True).files, arguments.source, path or "."
-                )
-            else:
-                assert source is not None
+                files = kind.get_or_create(deserialize_key(key)).files
+                _copy_in(files, arguments.source, path or ".")
+            elif source is not None:
                 key, path = source
-                await _copy_out(agent(client, arguments.name, key).files, path or ".", arguments.target)
+                _copy_out(kind.get(deserialize_key(key)).files, path or ".", arguments.target)
         except OSError as error:
-            if error.filename is None:
+            if isinstance(error, AgentOSError) or error.filename is None:
                 raise
             print(f"agentos: {error.strerror}: {error.filename}", file=sys.stderr)
             return 1
-        return 0
-
-    return with_client(arguments, work)
+    return 0
 
 
 def _place(text: str) -> tuple[str, str] | None:
@@ -70,33 +69,33 @@ def _place(text: str) -> tuple[str, str] | None:
 # -- in
 
 
-async def _copy_in(files: RemoteFiles, source: str, target: str) -> None:
+def _copy_in(files: RemoteFiles, source: str, target: str) -> None:
     if source == "-":
-        await files.write_file_stream(target, _pieces(sys.stdin.buffer))
+        files.write_file_stream(target, _pieces(sys.stdin.buffer))
         return
-    if target.endswith("/") or await _is_directory(files, target):
+    if target.endswith("/") or _is_directory(files, target):
         target = posixpath.join(target, os.path.basename(os.path.abspath(source)))
     if not os.path.isdir(source):
-        await _file_in(files, source, target)
+        _file_in(files, source, target)
         return
-    await files.mkdir(target)
+    files.mkdir(target)
     for directory, names, contents in os.walk(source):
         inside = os.path.relpath(directory, source)
         base = target if inside == "." else posixpath.join(target, *inside.split(os.sep))
         for name in sorted(names):
-            await files.mkdir(posixpath.join(base, name))
+            files.mkdir(posixpath.join(base, name))
         for name in sorted(contents):
             path = os.path.join(directory, name)
             if os.path.isfile(path):
-                await _file_in(files, path, posixpath.join(base, name))
+                _file_in(files, path, posixpath.join(base, name))
             else:
                 print(f"agentos: not a regular file, left out: {path}", file=sys.stderr)
 
 
-async def _file_in(files: RemoteFiles, source: str, target: str) -> None:
+def _file_in(files: RemoteFiles, source: str, target: str) -> None:
     with open(source, "rb") as file:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o777
-        await files.write_file_stream(target, _pieces(file), mode=mode)
+        files.write_file_stream(target, _pieces(file), mode=mode)
 
 
 def _pieces(file: BinaryIO) -> Iterator[bytes]:
@@ -104,46 +103,46 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
         yield data
 
 
-async def _is_directory(files: RemoteFiles, path: str) -> bool:
+def _is_directory(files: RemoteFiles, path: str) -> bool:
     try:
-        return (await files.stat(path.rstrip("/") + "/.")).type == "directory"
-    except (FileMissing, OSError):
+        return (files.stat(path.rstrip("/") + "/.")).type == "directory"
+    except FileError:
         return False
 
 
 # -- out
 
 
-async def _copy_out(files: RemoteFiles, source: str, target: str) -> None:
+def _copy_out(files: RemoteFiles, source: str, target: str) -> None:
     if target == "-":
-        async for piece in files.read_file_stream(source):
+        for piece in files.read_file_stream(source):
             sys.stdout.buffer.write(piece)
         return
     if os.path.isdir(target):
         target = os.path.join(target, posixpath.basename(source.rstrip("/")) or "root")
-    if not await _is_directory(files, source):
-        await _file_out(files, source, target)
+    if not _is_directory(files, source):
+        _file_out(files, source, target)
         return
     os.makedirs(target, exist_ok=True)
-    entries = await files.readdir_recursive(source)
-    top = (await files.stat(source)).path
+    entries = files.readdir_recursive(source)
+    top = (files.stat(source)).path
     for entry in entries:
         path = os.path.join(target, *posixpath.relpath(entry.path, top).split("/"))
         if entry.type == "directory":
             os.makedirs(path, exist_ok=True)
         elif entry.type == "file":
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            await _file_out(files, entry.path, path)
+            _file_out(files, entry.path, path)
         else:
             print(f"agentos: not a regular file, left out: {entry.path}", file=sys.stderr)
 
 
-async def _file_out(files: RemoteFiles, source: str, target: str) -> None:
-    mode = (await files.stat(source)).mode & 0o777
+def _file_out(files: RemoteFiles, source: str, target: str) -> None:
+    mode = (files.stat(source)).mode & 0o777
     pieces = files.read_file_stream(source)
-    first = await anext(pieces, b"")  # before anything here is touched
+    first = next(pieces, b"")  # before anything here is touched
     with open(target, "wb") as file:
         file.write(first)
-        async for piece in pieces:
+        for piece in pieces:
             file.write(piece)
     os.chmod(target, mode)

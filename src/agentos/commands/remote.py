@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import os
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from agentos.errors import InvalidRequest
 from agentos.wire.keys import deserialize_key
@@ -46,14 +47,19 @@ def add_key(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("key", metavar="KEY", help="the VM's key; one of several parts is written a/b")
 
 
-def with_client(arguments: argparse.Namespace, work: Callable[[Client], Awaitable[int]]) -> int:
-    """Run `work` with a client of the server. Returns what it returns."""
+def import_client(which: str) -> Any:
+    """The client's module: imported when it is needed, as it needs more than the standard library."""
     try:
-        from agentos.client.aio import create_client
+        return importlib.import_module(f"agentos.client.{which}")
     except ModuleNotFoundError as error:
         raise InvalidRequest(
             f"the package {error.name} is missing", remedy="install agentos with pip, with all it depends on"
         ) from None
+
+
+def with_client(arguments: argparse.Namespace, work: Callable[[Client], Awaitable[int]]) -> int:
+    """Run `work` with a client of the server. Returns what it returns."""
+    create_client = import_client("aio").create_client
 
     async def main() -> int:
         async with create_client(arguments.endpoint, arguments.token, arguments.namespace) as client:
