@@ -136,6 +136,11 @@ class VmSpec:
     """The tier that keeps the VM apart; this version builds `namespaces`."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.limits, Limits):
+            raise InvalidRequest.argument("limits", self.limits, "a Limits")
+        for index, mount in enumerate(self.mounts):
+            if not isinstance(mount, Mount):
+                raise InvalidRequest.argument(f"mounts[{index}]", mount, "a Mount")
         name = self.hostname
         if (
             not isinstance(name, str)
@@ -185,6 +190,18 @@ def check_env(env: object, name: str = "env") -> dict[str, str]:
         check_text(f"{name} variable", key)
         check_text(f"{name}[{key!r}]", value)
     return dict(env)
+
+
+def check_data(name: str, data: object) -> bytes:
+    """`data` as bytes; text as UTF-8. Raises InvalidRequest naming argument `name`."""
+    if isinstance(data, str):
+        try:
+            return data.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise InvalidRequest.argument(name, data, "text that UTF-8 can hold") from None
+    if isinstance(data, bytes | bytearray | memoryview):
+        return bytes(data)
+    raise InvalidRequest.argument(name, data, "text or bytes")
 
 
 def check_count(name: str, value: object, *, least: int = 0, most: int = 2**63 - 1) -> int:

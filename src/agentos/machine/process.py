@@ -22,6 +22,7 @@ from agentos.model import (
     Reason,
     SpawnedProcess,
     check_count,
+    check_data,
     check_seconds,
 )
 
@@ -96,10 +97,11 @@ class Process:
 
     async def write_stdin(self, data: str | bytes) -> None:
         """Write to its stdin; returns once the bytes are accepted, in order. StdinClosed when nobody can read them."""
+        content = check_data("data", data)
         if self._writer is None:
             raise StdinClosed("the process has exited", pid=self.pid)
         try:
-            await self._writer.write(data.encode() if isinstance(data, str) else bytes(data))
+            await self._writer.write(content)
         except StdinClosed as error:
             raise StdinClosed(error.message, pid=self.pid) from None
 

@@ -22,6 +22,7 @@ from agentos.model import (
     ShellInfo,
     TermSize,
     check_count,
+    check_data,
     check_seconds,
 )
 
@@ -90,10 +91,11 @@ class Shell:
 
     async def write(self, data: str | bytes) -> None:
         """Type `data`. Waits while the terminal takes no more; ShellClosed when it has ended."""
+        content = check_data("data", data)
         if self._writer is None:
             raise ShellClosed(f"shell {self.shell_id} has ended", shellId=self.shell_id)
         try:
-            await self._writer.write(data.encode() if isinstance(data, str) else bytes(data))
+            await self._writer.write(content)
         except StdinClosed:
             raise ShellClosed(f"shell {self.shell_id} has ended", shellId=self.shell_id) from None
 

@@ -46,6 +46,8 @@ from agentos.model import (
     TermSize,
     VmSpec,
     check_count,
+    check_data,
+    check_env,
     check_seconds,
     check_text,
 )
@@ -81,14 +83,18 @@ class VM:
         spec: VmSpec | None = None,
         host: Host | None = None,
     ) -> None:
-        if limits is not None and not isinstance(limits, Limits):
-            raise InvalidRequest.argument("limits", limits, "a Limits")
+        if spec is not None and not isinstance(spec, VmSpec):
+            raise InvalidRequest.argument("spec", spec, "a VmSpec")
+        if host is not None and not callable(getattr(host, "ready", None)):
+            raise InvalidRequest.argument("host", host, "a Host")
+        if not isinstance(mounts, Sequence):
+            raise InvalidRequest.argument("mounts", mounts, "a list of Mount")
         self.spec = spec or VmSpec(
-            limits=limits or Limits(), env=dict(env or {}), user=user, hostname=hostname, mounts=tuple(mounts),
-            network=network, isolation=isolation,
+            limits=Limits() if limits is None else limits, env=check_env(env), user=user, hostname=hostname,
+            mounts=tuple(mounts), network=network, isolation=isolation,
         )  # fmt: skip
         self._host = host
-        self._seed = dict(files or {})
+        self._seed = _check_files(files)
         self._link: Link | None = None
         self._gone: asyncio.Future[None] | None = None
         self._gone_fd = -1
@@ -445,7 +451,7 @@ class VM:
 
     async def write_process_stdin(self, pid: int, data: str | bytes) -> None:
         """Write to a process's stdin: see Process.write_stdin."""
-        await self.process(pid).write_stdin(check_data("data", data))
+        await self.process(pid).write_stdin(data)
 
     async def close_process_stdin(self, pid: int) -> None:
         """Close a process's stdin once all that was written has been taken."""
@@ -567,7 +573,7 @@ class VM:
 
     async def write_shell(self, shell_id: str, data: str | bytes) -> None:
         """Type `data` in a shell: see Shell.write."""
-        await self.shell(shell_id).write(check_data("data", data))
+        await self.shell(shell_id).write(data)
 
     async def resize_shell(self, shell_id: str, cols: int, rows: int) -> None:
         """Change the size of a shell's terminal."""
@@ -638,13 +644,13 @@ async def connect_inside(link: Link, uid: int, port: int) -> socket.socket:
     return connected
 
 
-def check_data(name: str, data: object) -> bytes:
-    """`data` as bytes; text as UTF-8. Raises InvalidRequest naming argument `name`."""
-    if isinstance(data, str):
-        try:
-            return data.encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError:
-            raise InvalidRequest.argument(name, data, "text that UTF-8 can hold") from None
-    if isinstance(data, bytes | bytearray | memoryview):
-        return bytes(data)
-    raise InvalidRequest.argument(name, data, "text or bytes")
+def _check_files(files: object) -> dict[str, bytes]:
+    """The files that a VM begins with, by path."""
+    if files is None:
+        return {}
+    if not isinstance(files, Mapping):
+        raise InvalidRequest.argument("files", files, "a mapping of paths to text or bytes")
+    return {
+        check_text("files path", path, empty=False): check_data(f"files[{path!r}]", content)
+        for path, content in files.items()
+    }
