@@ -94,6 +94,7 @@ def of_the_session() -> tuple[set[int], set[int], set[threading.Thread]]:
             fds.add(factory._control.fileno())
         for raw in list(factory._pool):
             held = [getattr(raw, one.name) for one in dataclasses.fields(raw)]
+            held += [part for one in held if isinstance(one, tuple) for part in one]
             fds |= {
                 one if isinstance(one, int) else one.fileno()
                 for one in held

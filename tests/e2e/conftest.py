@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from agentos import VM
+from agentos import VM, Host
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-BACKSTOP_SECONDS = 50.0
+BACKSTOP_SECONDS = 30.0
 """No test should come near it: what is waited for are events, and this only ends a test that hangs."""
 
 Run = Callable[..., Any]
@@ -36,12 +36,22 @@ def run() -> Run:
 
 @pytest.fixture
 def in_vm(run: Run) -> Run:
-    """`in_vm(body, **options)`: runs `body(vm)` with a VM made of `options`, which is closed afterwards."""
+    """`in_vm(body, **options)`: runs `body(vm)` with a VM made of `options`, which is closed afterwards.
+
+    With `alone` the VM has a host of its own, that keeps none ready: nothing but the test opens descriptors.
+    """
 
     def run_in_vm(
-        body: Callable[[VM], Awaitable[Any]], *, limit: float = BACKSTOP_SECONDS, **options: Any
+        body: Callable[[VM], Awaitable[Any]],
+        *,
+        limit: float = BACKSTOP_SECONDS,
+        alone: bool = False,
+        **options: Any,
     ) -> Any:
         async def main() -> Any:
+            if alone:
+                async with Host() as host, VM(host=host, **options) as vm:
+                    return await body(vm)
             async with VM(**options) as vm:
                 return await body(vm)
 

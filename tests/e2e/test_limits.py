@@ -1,0 +1,191 @@
+"""Limits: each is contained and named, and a VM that ran into one works on."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from e2e_support import Transcript, as_root, commands, still_works
+
+from agentos import VM, Limits
+from agentos.errors import LimitExceeded
+
+MIB = 1024 * 1024
+
+
+@as_root
+def test_memory(in_vm: Any) -> None:
+    """All processes of a VM together get no more than memory_bytes; who asks for more is killed, others are not."""
+
+    async def body(vm: VM) -> None:
+        quiet = await vm.spawn("sleep", ["1000"])
+        eat = "x = bytearray(40 << 20); x[::4096] = b'x' * len(x[::4096]); print('have', flush=True); input()"
+        processes = [await vm.spawn("python3", ["-c", eat]) for _ in range(6)]
+        done, _ = await asyncio.wait(
+            [asyncio.create_task(one.wait_status()) for one in processes], return_when=asyncio.FIRST_COMPLETED
+        )
+        assert {one.result().reason for one in done} == {"oom"}
+        for one in processes:
+            await one.kill()
+        assert quiet.running
+        await still_works(vm)
+
+    in_vm(body, limits=Limits(memory_bytes=96 * MIB, disk_bytes=16 * MIB, shm_bytes=8 * MIB))
+
+
+def test_processes(in_vm: Any) -> None:
+    """Forking ends with EAGAIN near the limit, for one user as for both, and the VM can still be used."""
+
+    async def body(vm: VM) -> None:
+        script = (
+            "import os, errno, time\n"
+            "count = 0\n"
+            "try:\n"
+            "    while count < 1000:\n"
+            "        if os.fork() == 0: time.sleep(1000)\n"
+            "        count += 1\n"
+            "except OSError as error: print(count, errno.errorcode[error.errno], flush=True)\n"
+            "time.sleep(1000)\n"
+        )
+        process = await vm.spawn("python3", ["-c", script])
+        found = await Transcript(process).until(rb"(\d+) (\w+)\n")
+        assert found[2] == b"EAGAIN"
+        assert 20 <= int(found[1]) <= 40
+        await process.kill()
+        assert await commands(vm) == []
+        await still_works(vm)
+
+    in_vm(body, limits=Limits(processes=40))
+
+
+def test_open_files(in_vm: Any) -> None:
+    """A process that opens without end gets EMFILE at the limit."""
+
+    async def body(vm: VM) -> None:
+        script = (
+            "import os, errno\n"
+            "try:\n"
+            "    while True: last = os.open('/dev/null', 0)\n"
+            "except OSError as error: print(last, errno.errorcode[error.errno])\n"
+        )
+        assert (await vm.exec_file("python3", ["-c", script])).stdout == "99 EMFILE\n"
+        assert (await vm.exec("ulimit -n 200")).exit_code != 0
+        await still_works(vm)
+
+    in_vm(body, limits=Limits(open_files=100))
+
+
+def test_disk_bytes(in_vm: Any) -> None:
+    """A full disk is ENOSPC to the program, the next command works, and deleting makes room again."""
+
+    async def body(vm: VM) -> None:
+        for path in ("big", "/var/tmp/big", "/tmp/big"):
+            result = await vm.exec(f"dd if=/dev/zero of={path} bs=1M count=200")
+            assert result.exit_code == 1
+            assert "No space left on device" in result.stderr
+            await still_works(vm)
+            size = int((await vm.exec(f"stat -c %s {path}; rm {path}")).stdout)
+            assert 28 * MIB <= size <= 33 * MIB
+        assert (await vm.exec("dd if=/dev/zero of=big bs=1M count=20 2>&1")).exit_code == 0
+
+    in_vm(body, limits=Limits(disk_bytes=32 * MIB))
+
+
+def test_disk_files(in_vm: Any) -> None:
+    """Files without number end with ENOSPC, and the next command works."""
+
+    async def body(vm: VM) -> None:
+        script = (
+            "import errno\n"
+            "try:\n"
+            "    for n in range(100000): open(f'file{n}', 'w').close()\n"
+            "except OSError as error: print(n, errno.errorcode[error.errno])\n"
+        )
+        number, error = (await vm.exec_file("python3", ["-c", script])).stdout.split()
+        assert error == "ENOSPC"
+        assert 1000 <= int(number) <= 2000
+        await still_works(vm)
+        assert (await vm.exec("rm file*; touch again")).exit_code == 0
+
+    in_vm(body, limits=Limits(disk_files=2000))
+
+
+def test_shared_memory(in_vm: Any) -> None:
+    """/dev/shm holds no more than shm_bytes."""
+
+    async def body(vm: VM) -> None:
+        result = await vm.exec("dd if=/dev/zero of=/dev/shm/x bs=1M count=50")
+        assert "No space left on device" in result.stderr
+        assert (await vm.exec("stat -c %s /dev/shm/x")).stdout == f"{8 * MIB}\n"
+        await still_works(vm)
+
+    in_vm(body, limits=Limits(shm_bytes=8 * MIB))
+
+
+@as_root
+def test_cpu(in_vm: Any) -> None:
+    """With a quarter of a core, two seconds of two busy loops use about half a second of CPU."""
+
+    async def body(vm: VM) -> None:
+        result = await vm.exec("(while :; do :; done) & while :; do :; done", timeout=2)
+        assert result.reason == "timeout"
+        script = "import time; a = time.monotonic(); b = time.process_time()\nwhile time.monotonic() - a < 2: pass\n"
+        result = await vm.exec_file("python3", ["-c", script + "print(time.process_time() - b)"])
+        assert 0.2 < float(result.stdout) < 1.0
+
+    in_vm(body, limits=Limits(cpu_cores=0.25))
+
+
+def test_live_processes(in_vm: Any) -> None:
+    """Beyond live_processes a spawn or exec is refused, naming the limit; an end makes room."""
+
+    async def body(vm: VM) -> None:
+        processes = [await vm.spawn("cat") for _ in range(3)]
+        for call in (vm.spawn("true"), vm.exec("true"), vm.exec_file("true")):
+            with pytest.raises(LimitExceeded) as caught:
+                await call
+            assert caught.value.details == {"limit": "live_processes", "value": 4, "maximum": 3}
+            assert "Limits(live_processes=...)" in caught.value.message
+        await processes[0].close_stdin()
+        await processes[0].wait()
+        await still_works(vm)
+        results = await asyncio.gather(*(vm.spawn("cat") for _ in range(5)), return_exceptions=True)
+        assert sum(isinstance(one, LimitExceeded) for one in results) == 4
+
+    in_vm(body, limits=Limits(live_processes=3))
+
+
+def test_pipes_of_background_children_are_bounded(in_vm: Any) -> None:
+    """A hundred background children that hold their pipes cost no more than the bound of descriptors here."""
+    from e2e_support import open_descriptors
+
+    async def body(vm: VM) -> None:
+        await vm.exec("true")
+        before = open_descriptors()
+        for _ in range(100):
+            assert (await vm.exec("sleep 1000 & true")).orphans
+        assert open_descriptors() - before <= 10
+        await still_works(vm)
+
+    in_vm(body, alone=True, limits=Limits(background_pipes=8))
+
+
+def test_a_limit_that_is_reached_while_starting(in_vm: Any) -> None:
+    """With all processes used up by the guest, starting more is a typed error or works; nothing hangs or breaks."""
+    from agentos.errors import SpawnFailed
+
+    async def body(vm: VM) -> None:
+        script = "import os, time\ntry:\n    while True: os.fork() or time.sleep(1000)\nexcept OSError: print('full', flush=True)\ntime.sleep(1000)"
+        process = await vm.spawn("python3", ["-c", script])
+        await Transcript(process).until(b"full\n")
+        for _ in range(3):
+            try:
+                result = await vm.exec_file("true")
+                assert result.exit_code == 0
+            except SpawnFailed as error:
+                assert error.details["errno"] == 11
+        await process.kill()
+        await still_works(vm)
+
+    in_vm(body, limits=Limits(processes=30))
