@@ -171,7 +171,8 @@ def test_unknown_pids_and_shells(in_vm: Any) -> None:
         for pid in (999_999, foreign, 1, 0, 2**40):
             for call in (
                 vm.get_process, vm.wait_process, vm.kill_process, vm.stop_process, vm.close_process_stdin,
-                vm.read_process_output, lambda pid: vm.signal_process(pid, 9), lambda pid: vm.write_process_stdin(pid, "x"),
+                vm.read_process_output, lambda pid: vm.signal_process(pid, 9),
+                lambda pid: vm.write_process_stdin(pid, "x"),
             ):  # fmt: skip
                 with pytest.raises(ProcessNotFound) as caught:
                     await call(pid)
@@ -287,8 +288,8 @@ def test_a_vm_that_does_not_run(run: Any) -> None:
     def verbs(vm: VM) -> list[Callable[[], Any]]:
         return [
             lambda: vm.exec("true"), lambda: vm.exec_file("true"), lambda: vm.spawn("true"), lambda: vm.open_shell(),
-            lambda: vm.list_processes(), lambda: vm.all_processes(), lambda: vm.process_tree(), lambda: vm.list_shells(),
-            lambda: vm.connect(80), lambda: vm.files.read_file("x"),
+            lambda: vm.list_processes(), lambda: vm.all_processes(), lambda: vm.process_tree(),
+            lambda: vm.list_shells(), lambda: vm.connect(80), lambda: vm.files.read_file("x"),
         ]  # fmt: skip
 
     async def main() -> None:
@@ -310,13 +311,14 @@ def test_a_vm_that_does_not_run(run: Any) -> None:
         assert await process.wait() == await shell.wait() == 137
         for harmless in (process.kill, process.stop, shell.close, vm.close):
             await harmless()
-        for refused in (
+        refused: list[Callable[[], Any]] = [
             lambda: process.write_stdin("x"),
             lambda: shell.write("x"),
             lambda: shell.resize(80, 24),
-        ):
+        ]
+        for call in refused:
             with pytest.raises(AgentOSError):
-                await refused()
+                await call()
 
     run(main)
 

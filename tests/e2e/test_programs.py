@@ -56,8 +56,9 @@ def test_a_c_program_is_made(in_vm: Any) -> None:
 
     async def body(vm: VM) -> None:
         files = {
-            "Makefile": "CFLAGS = -O1 -Wall\nprogram: main.o other.o\n\t$(CC) -o $@ $^ -lm\nclean:\n\trm -f program *.o\n",
-            "main.c": '#include <stdio.h>\nint other(int);\nint main(int n, char **a) { printf("%d args, %d\\n", n, other(20)); return 3; }\n',
+            "Makefile": "CFLAGS = -O1 -Wall\nprogram: main.o other.o\n\t$(CC) -o $@ $^ -lm\n",
+            "main.c": "#include <stdio.h>\nint other(int);\n"
+            'int main(int n, char **a) { printf("%d args, %d\\n", n, other(20)); return 3; }\n',
             "other.c": "#include <math.h>\nint other(int x) { return (int)(sqrt(4.0) * x) + 2; }\n",
         }
         for name, text in files.items():
@@ -74,7 +75,7 @@ def _wheel() -> bytes:
     files = {
         "tinypkg/__init__.py": "def main():\n    print('tiny', 6 * 7)\n",
         "tinypkg-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: tinypkg\nVersion: 1.0\n",
-        "tinypkg-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "tinypkg-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         "tinypkg-1.0.dist-info/entry_points.txt": "[console_scripts]\ntiny = tinypkg:main\n",
     }
     record = ""
@@ -140,7 +141,8 @@ def test_node_serves_http(in_vm: Any) -> None:
 TREE = """
 const { spawn } = require('child_process');
 const grandchild = "console.log('up'); setTimeout(() => {}, 1e6)";
-spawn('sh', ['-c', 'python3 -c "import time; time.sleep(1000)" & node -e "$0"; true', grandchild], { stdio: 'inherit' });
+const script = 'python3 -c "import time; time.sleep(1000)" & node -e "$0"; true';
+spawn('sh', ['-c', script, grandchild], { stdio: 'inherit' });
 setTimeout(() => {}, 1e6);
 """
 
