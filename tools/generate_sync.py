@@ -82,7 +82,7 @@ EMBEDDED = Module(
     ("VM", "Host"),
     {
         "Files": {"close"},
-        "Process": {"log", "start", "end"},
+        "Process": {"log", "start", "end", "kill_lineage"},
         "Shell": {"log", "start", "hang_up"},
         "VM": {
             "link", "keep_draining", "process_ended", "shell_ended",

@@ -14,6 +14,8 @@ from agentos.errors import AgentOSError
 COMMANDS = (demo, serve, execute, terminal, processes, copy, vms, doctor)
 """Each has `add_parser(subparsers)`, which sets `run`: a function from the parsed arguments to an exit code."""
 
+TAKE_WORDS = ("exec", "shell")
+
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
@@ -28,9 +30,20 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments. What follows the first `--` is a command's words where it takes some, each as it is."""
+    command = next((one for one in argv if not one.startswith("-")), None)
+    if command not in TAKE_WORDS or "--" not in argv:
+        return parser().parse_args(argv)
+    at = argv.index("--")
+    arguments = parser().parse_args(argv[:at])
+    arguments.words += argv[at + 1 :]
+    return arguments
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line. Returns the exit code."""
-    arguments = parser().parse_args(argv)
+    arguments = parse(sys.argv[1:] if argv is None else list(argv))
     try:
         code: int = arguments.run(arguments)
         sys.stdout.flush()

@@ -247,10 +247,6 @@ class Process(Twin[AsyncProcess]):
         """Send a signal to the process, or to the group that it leads. No effect when it has exited."""
         self._async.signal_leader(number, group=group)
 
-    def kill_lineage(self) -> None:
-        """SIGKILL to it and every descendant; returns when all are dead."""
-        run(self._async.kill_lineage())
-
 
 class Shell(Twin[AsyncShell]):
     """An open shell of a VM. Its verbs are the VM's, with the shell's id filled in."""

@@ -24,7 +24,7 @@ PAIRS = [
 ]
 NOT_FOR_CALLERS = {
     vm.VM: {"link", "keep_draining", "process_ended", "shell_ended"},
-    process.Process: {"start", "end"},
+    process.Process: {"start", "end", "kill_lineage"},
     shell.Shell: {"start", "hang_up"},
     files.Files: {"close"},
     host.Host: {"ready", "shut_down"},

@@ -195,6 +195,8 @@ class Link:
                     await self._receive(socket, opened)
                 finally:
                     self._socket = None
+        except AgentOSError:  # some are an OSError too
+            raise
         except (OSError, InvalidHandshake, TimeoutError, ConnectionClosed) as error:
             said = str(error) or type(error).__name__
             raise ConnectionLost(

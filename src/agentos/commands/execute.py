@@ -40,7 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     # stdin is always piped through, and output is never that of a terminal
     parser.add_argument("-i", "--interactive", action="store_true", help=argparse.SUPPRESS)
     add_key(parser)
-    parser.add_argument("words", metavar="COMMAND", nargs="+", help="after --")
+    parser.add_argument("words", metavar="COMMAND", nargs="*", default=[], help="after --")
     parser.set_defaults(run=run)
 
 
@@ -53,6 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
         "env": _environment(arguments.env),
     }
     words: list[str] = arguments.words
+    if not words:
+        raise InvalidRequest("no command is given", remedy=f"agentos exec {arguments.key} -- COMMAND")
     line = words[0] if len(words) == 1 else shlex.join(words)
     if arguments.json:
         return with_agent(arguments, lambda agent: _whole(agent, line, options), create=True)

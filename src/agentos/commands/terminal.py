@@ -36,7 +36,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--user", "-u", help="agentos or root")
     parser.add_argument("--cwd", help="directory in the VM")
     add_key(parser)
-    parser.add_argument("words", metavar="COMMAND", nargs="*", help="a program instead of bash, after --")
+    parser.add_argument(
+        "words", metavar="COMMAND", nargs="*", default=[], help="a program instead of bash, after --"
+    )
     parser.set_defaults(run=run)
 
 

@@ -1,0 +1,372 @@
+"""The async client: the verbs of a VM over a network that is allowed to break."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import uuid
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+
+from agentos import create_client
+from agentos.client.aio import Agent
+from agentos.client.events import ProcessExit, ProcessOutput, ShellData, ShellExit
+from agentos.errors import (
+    AgentOSError,
+    ConnectionLost,
+    FileMissing,
+    InvalidRequest,
+    ProcessNotFound,
+    SpawnFailed,
+    Unauthorized,
+    VmNotFound,
+    WaitTimeout,
+)
+from agentos.model import ExecResult
+from agentos.sync import create_client as create_blocking_client  # type: ignore[attr-defined]
+
+
+def new_key() -> str:
+    """The key of a VM that there is not yet."""
+    return f"test-{uuid.uuid4().hex[:8]}"
+
+
+def with_agent(url: str, work: Callable[[Agent], Any]) -> None:
+    """Run `work` with a new VM, which is destroyed after it."""
+
+    async def main() -> None:
+        async with create_client(url) as client:
+            agent = client.vm.get_or_create(new_key())
+            try:
+                await work(agent)
+            finally:
+                await agent.destroy()
+
+    asyncio.run(main())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until it is so."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def test_verbs_answer_as_the_embedded_vm_does(url: str) -> None:
+    """Same names, same values."""
+
+    async def work(agent: Agent) -> None:
+        result = await agent.exec("echo out; echo err >&2; exit 3", env={"A": "b"}, timeout=5)
+        assert isinstance(result, ExecResult)
+        assert (result.stdout, result.stderr, result.exit_code, result.reason) == (
+            "out\n",
+            "err\n",
+            3,
+            "exited",
+        )
+        assert (await agent.exec("cat", stdin=b"\xff", encoding="bytes")).stdout == b"\xff"
+        assert (await agent.exec_file("printf", ["%s", "a b"])).stdout == "a b"
+        process = await agent.spawn("sh", ["-c", "cat; echo end >&2; exit 5"])
+        await process.write_stdin("hello\n")
+        await process.close_stdin()
+        chunks = [(chunk.stream, chunk.data) async for chunk in process.output()]
+        assert chunks == [("stdout", b"hello\n"), ("stderr", b"end\n")]
+        assert (await process.wait(), process.exit_code) == (5, 5)
+        assert [one.pid for one in await agent.list_processes()] == [process.pid]
+        assert (await agent.get_process(process.pid)).exit_code == 5
+        other = await agent.spawn("sleep", ["1000"])
+        tree = await agent.process_tree()
+        assert [one.process.pid for one in tree] == [other.pid]
+        assert [one.command for one in await agent.all_processes()] == ["sleep"]
+        await other.kill()
+        assert (await other.wait_status()).signal == "SIGKILL"
+        shell = await agent.open_shell(cols=101, rows=33)
+        await shell.write("stty size; exit 4\n")
+        shown = b"".join([chunk.data async for chunk in shell.output()])
+        assert b"33 101" in shown
+        assert await shell.wait() == 4
+        assert (await shell.info()).exit_code == 4
+
+    with_agent(url, work)
+
+
+def test_files(url: str) -> None:
+    """One by one, many at once, and as streams of any size."""
+
+    async def work(agent: Agent) -> None:
+        files = agent.files
+        await files.write_file("dir/one", "1")
+        assert await files.read_file("dir/one") == b"1"
+        results = await files.read_files(["dir/one", "no"])
+        assert results[0].content == b"1"
+        assert isinstance(results[1].error, FileMissing)
+        assert [one.name for one in await files.readdir_entries("dir")] == ["one"]
+        pieces = [bytes([number]) * 1_000_000 for number in range(10)]
+        assert await files.write_file_stream("big", pieces, mode=0o640) == 10_000_000
+        assert ((await files.stat("big")).size, (await files.stat("big")).mode) == (10_000_000, 0o640)
+        read = b"".join([chunk async for chunk in files.read_file_stream("big", chunk_bytes=1024 * 1024)])
+        assert read == b"".join(pieces)
+        await agent.exec("ln -s big link")
+        assert await files.write_file_stream("link", iter(pieces[:6])) == 6_000_000
+        assert (await files.stat("link")).type == "symlink"
+        assert ((await files.stat("big")).size, (await files.stat("big")).mode) == (6_000_000, 0o640)
+
+        def broken() -> Any:
+            yield from pieces
+            raise ValueError("no more")
+
+        with pytest.raises(ValueError, match="no more"):
+            await files.write_file_stream("big", broken())
+        assert (await files.stat("big")).size == 6_000_000
+        left = [one for one in await files.readdir(".") if not one.startswith(".")]
+        assert sorted(left) == ["big", "dir", "link"]
+
+    with_agent(url, work)
+
+
+def test_errors_are_the_same_classes(url: str) -> None:
+    """With their details."""
+
+    async def work(agent: Agent) -> None:
+        with pytest.raises(ProcessNotFound, match="Process not found: 99"):
+            await agent.wait_process(99)
+        with pytest.raises(SpawnFailed) as caught:
+            await agent.spawn("no-such-program")
+        assert caught.value.details["errno"] == 2
+        with pytest.raises(InvalidRequest):
+            await agent.exec("true", timeout="soon")  # type: ignore[arg-type]
+        with pytest.raises(InvalidRequest):
+            await agent.exec_file("true", 5)  # type: ignore[arg-type]
+        process = await agent.spawn("sleep", ["1000"])
+        with pytest.raises(WaitTimeout, match=r"process \d+ still runs after 0.05 s"):
+            await process.wait(timeout=0.05)
+
+    with_agent(url, work)
+
+
+def test_keys_and_kinds(url: str) -> None:
+    """By key, by parts of a key, with what a query can not carry; made, found and not found."""
+
+    async def main() -> None:
+        async with create_client(url) as client:
+            key = ["a,b", new_key()]
+            agent = client.vm.get_or_create(key)
+            await agent.files.write_file("mine", "x")
+            assert await client.vm.get(key).files.read_file("mine") == b"x"
+            assert await agent.resolve() in [
+                one.id for one in await client.list("vm") if one.key == tuple(key)
+            ]
+            await agent.destroy()
+            with pytest.raises(VmNotFound):
+                await client.vm.get(key).exec("true")
+            made = await client.vm.create(key, input={"seed": 1})
+            assert (await made.exec("echo made")).stdout == "made\n"
+            with pytest.raises(AgentOSError) as caught:
+                await client.vm.create(key)
+            assert caught.value.code == "actor.duplicate_key"
+            await made.destroy()
+            with pytest.raises(InvalidRequest):
+                create_client("localhost")
+        with pytest.raises(ConnectionLost):
+            await client.list()
+
+    asyncio.run(main())
+
+
+def test_output_survives_connections_that_break(url: str, breaking: Any) -> None:
+    """Every byte once, in order, however often the connection is cut."""
+    lines = 40_000
+
+    async def main() -> None:
+        async with breaking.serving(), create_client(breaking.url) as client:
+            agent = client.vm.get_or_create(new_key())
+            script = f"for i in $(seq {lines}); do echo line $i; (( i % 2000 )) || sleep 0.05; done"
+            process = await agent.spawn("bash", ["-c", script])
+            got, cuts = hashlib.sha256(), 0
+
+            async def cut() -> None:
+                nonlocal cuts
+                while True:
+                    await asyncio.sleep(0.07)
+                    breaking.cut()
+                    cuts += 1
+
+            cutting = asyncio.create_task(cut())
+            async for chunk in process.output():
+                assert not chunk.skipped
+                got.update(chunk.data)
+            cutting.cancel()
+            expected = "".join(f"line {number}\n" for number in range(1, lines + 1))
+            assert got.hexdigest() == hashlib.sha256(expected.encode()).hexdigest()
+            assert cuts >= 3
+            await agent.destroy()
+
+    asyncio.run(main())
+
+
+def test_what_is_asked_again(url: str, breaking: Any) -> None:
+    """Reads, and a spawn, which starts one process; never an exec: nobody knows whether it ran."""
+
+    async def main() -> None:
+        async with breaking.serving(), create_client(breaking.url) as client:
+            agent = client.vm.get_or_create(new_key())
+            await agent.exec("true")
+            breaking.lose_answers = 1
+            process = await agent.spawn("sh", ["-c", "echo x >> spawned"])
+            await process.wait()
+            breaking.lose_answers = 2
+            assert await agent.files.read_file("spawned") == b"x\n"
+            breaking.lose_answers = 1
+            with pytest.raises(ConnectionLost):
+                await agent.exec("echo x >> executed")
+            assert await agent.files.read_file("executed") == b"x\n"
+            await agent.destroy()
+
+    asyncio.run(main())
+
+
+def test_cancelling_ends_what_was_asked(url: str) -> None:
+    """A command whose caller has gone is gone too."""
+
+    async def work(agent: Agent) -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await agent.exec("sleep 1000")
+        async with asyncio.timeout(5):
+            while await agent.all_processes():  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+    with_agent(url, work)
+
+
+def test_events(url: str) -> None:
+    """Of processes that somebody else starts, to handlers of both kinds, until they are taken off."""
+
+    async def work(agent: Agent) -> None:
+        outputs: list[ProcessOutput] = []
+        ends: list[ProcessExit] = []
+        shells: list[Any] = []
+
+        async def on_exit(event: ProcessExit) -> None:
+            await asyncio.sleep(0)
+            ends.append(event)
+            assert (await connection.exec("echo from a handler")).ok
+
+        async with agent.connect() as connection:
+            connection.on("processOutput", outputs.append)
+            connection.on("processExit", on_exit)
+            connection.on("shellData", shells.append)
+            connection.on("shellExit", shells.append)
+            process = await agent.spawn("sh", ["-c", "echo event; exit 2"])
+            await until(lambda: bool(ends))
+            assert [(one.pid, one.stream, one.data) for one in outputs] == [
+                (process.pid, "stdout", b"event\n")
+            ]
+            assert (ends[0].pid, ends[0].exit_code) == (process.pid, 2)
+            connection.off("processExit", on_exit)
+            connection.off("processOutput")
+            shell = await connection.open_shell("/bin/echo", ["in a shell"])
+            await until(lambda: any(isinstance(one, ShellExit) for one in shells))
+            data = b"".join(one.data for one in shells if isinstance(one, ShellData))
+            assert (data, shells[-1].shell_id) == (b"in a shell\r\n", shell.shell_id)
+            assert (await connection.exec("echo over a WebSocket")).stdout == "over a WebSocket\n"
+            with pytest.raises(ProcessNotFound):
+                await connection.get_process(99)
+            assert (len(ends), len(outputs)) == (1, 1)
+        with pytest.raises(ConnectionLost):
+            await connection.exec("true")
+
+    with_agent(url, work)
+
+
+def test_a_connection_comes_back(url: str, breaking: Any) -> None:
+    """With what it had subscribed to; what was in flight fails, a read is asked again."""
+
+    async def main() -> None:
+        async with breaking.serving(), create_client(breaking.url) as client, create_client(url) as direct:
+            key = new_key()
+            agent = direct.vm.get_or_create(key)
+            ends: list[int] = []
+            async with client.vm.get_or_create(key).connect() as connection:
+                connection.on("processExit", lambda event: ends.append(event.exit_code))
+                sleeping = await connection.spawn("sleep", ["1000"])
+                waiting = asyncio.create_task(sleeping.wait())
+                executing = asyncio.create_task(connection.exec("sleep 1000"))
+                await asyncio.sleep(0.1)
+                breaking.cut()
+                with pytest.raises(ConnectionLost):
+                    await executing
+                assert (await connection.exec("echo again")).stdout == "again\n"
+                await sleeping.kill()
+                assert await waiting == 137
+                await agent.spawn("sh", ["-c", "exit 9"])
+                await until(lambda: 9 in ends)
+                await agent.destroy()
+                await until(lambda: connection.error is not None)
+                assert isinstance(connection.error, VmNotFound)
+
+    asyncio.run(main())
+
+
+def test_tokens(start: Callable[..., AbstractContextManager[str]]) -> None:
+    """On HTTP and on the WebSocket."""
+
+    async def main(url: str) -> None:
+        async with create_client(url) as nobody:
+            with pytest.raises(Unauthorized):
+                await nobody.vm.get_or_create("one").exec("true")
+            with pytest.raises(Unauthorized):
+                async with nobody.vm.get_or_create("one").connect():
+                    pass
+            with pytest.raises(Unauthorized):
+                await nobody.list()
+        async with create_client(url, token="a-long-token") as client:
+            agent = client.vm.get_or_create("one")
+            async with agent.connect() as connection:
+                assert (await connection.exec("echo in")).stdout == "in\n"
+            assert [one.key for one in await client.list()] == [("one",)]
+
+    with start("agentos.server", "--token", "a-long-token") as url:
+        asyncio.run(main(url))
+
+
+def test_nobody_there() -> None:
+    """Said at once: a server that never answered is not waited for."""
+
+    async def main() -> None:
+        async with create_client("http://127.0.0.1:9") as client:
+            async with asyncio.timeout(2):
+                with pytest.raises(ConnectionLost, match="nobody answers at") as caught:
+                    await client.vm.get("x").list_processes()
+                assert "agentos serve" in caught.value.details["remedy"]
+                with pytest.raises(ConnectionLost):
+                    async with client.vm.get("x").connect():
+                        pass
+
+    asyncio.run(main())
+
+
+def test_the_blocking_client(url: str) -> None:
+    """The same without an event loop."""
+    with create_blocking_client(url) as client:
+        agent = client.vm.get_or_create(new_key())
+        assert agent.exec("echo hi").stdout == "hi\n"
+        process = agent.spawn("sh", ["-c", "cat; exit 3"])
+        process.write_stdin("in")
+        process.close_stdin()
+        assert [chunk.data for chunk in process.output()] == [b"in"]
+        assert process.wait() == 3
+        assert agent.files.write_file_stream("f", (b"x" for _ in range(5))) == 5
+        assert b"".join(agent.files.read_file_stream("f")) == b"xxxxx"
+        events: list[Any] = []
+        with agent.connect() as connection:
+            connection.on("processExit", events.append)
+            other = connection.spawn("true")
+            assert other.wait() == 0
+            asyncio.run(until(lambda: other.pid in [one.pid for one in events]))
+        with pytest.raises(ProcessNotFound):
+            agent.wait_process(99)
+        agent.destroy()
