@@ -55,7 +55,7 @@ def become(uid: int, gid: int, *, capabilities: int) -> None:
 
 def default_signals() -> None:
     """Every signal back to its default disposition and unblocked, as execve(2) should find them."""
-    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGCHLD):
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
