@@ -9,7 +9,9 @@ from agentos.actions import BY_METHOD
 from agentos.errors import AgentOSError, ConnectionLost, InvalidRequest
 
 PAGE_BYTES: Final = 256 * 1024
-"""Bytes of output that are asked for at once."""
+"""Bytes of output in a page, unless said otherwise."""
+STREAM_BYTES: Final = 1024 * 1024
+"""The same, where a stream is followed."""
 POLL_SECONDS: Final = 20.0
 """Longest time that one request waits on the server: a dead connection is noticed soon after."""
 

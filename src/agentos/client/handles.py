@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from agentos.client.calls import PAGE_BYTES, POLL_SECONDS
+from agentos.client.calls import PAGE_BYTES, POLL_SECONDS, STREAM_BYTES
 from agentos.model import ExitStatus, OutputChunk, OutputPage, ShellInfo, SpawnedProcess, check_count
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ class RemoteProcess:
         What the server's log has dropped before the reader came to it is counted in the next chunk's `skipped`.
         """
         return follow(
-            lambda position: self.read_output(position, wait=POLL_SECONDS), check_count("cursor", cursor)
+            lambda position: self.read_output(position, max_bytes=STREAM_BYTES, wait=POLL_SECONDS),
+            check_count("cursor", cursor),
         )
 
     async def read_output(
@@ -121,7 +122,10 @@ class RemoteShell:
 
         A connection that breaks costs no byte and brings none twice. ConnectionLost when the server stays away.
         """
-        return follow(lambda position: self.read(position, wait=POLL_SECONDS), check_count("cursor", cursor))
+        return follow(
+            lambda position: self.read(position, max_bytes=STREAM_BYTES, wait=POLL_SECONDS),
+            check_count("cursor", cursor),
+        )
 
     async def read(self, cursor: int = 0, *, max_bytes: int = PAGE_BYTES, wait: float = 0.0) -> OutputPage:
         """A page of its output from `cursor`; waits up to `wait` seconds where there is nothing yet."""
