@@ -21,6 +21,7 @@ from e2e_support import (
     ended,
     host_processes,
     open_descriptors,
+    parent_of,
     rss_bytes,
     status_of,
     still_works,
@@ -417,7 +418,7 @@ def test_a_killed_zygote_leaves_nothing(run: Any) -> None:
     """kill -9 of the zygote ends every guest process too; the host process then ends in its own time."""
 
     async def kill(process: asyncio.subprocess.Process, below: list[int]) -> None:
-        (zygote,) = [pid for pid in below if int(status_of(pid)["PPid"]) == process.pid]
+        (zygote,) = [pid for pid in below if parent_of(pid) == process.pid]
         os.kill(zygote, signal.SIGKILL)
         await ended(below)
         process.kill()
