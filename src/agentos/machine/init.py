@@ -22,8 +22,8 @@ from agentos.machine.channel import BlockingChannel, ChannelBroken, Message
 from agentos.machine.confinement import Confinement, fork_confined
 
 _KILL_SECONDS = 5.0
-_STOP_AFTER_PASSES = 20
-_DEAD = ("Z", "X", "")
+_LOOKS = 20
+_CHASES = 50
 _MEMBERS_NAMED = 64
 _ENDS_REMEMBERED = 256
 
@@ -108,7 +108,7 @@ class Init:
                 self.adopted[pid] = number
 
     def kill_lineage(self, message: Message, fds: list[int]) -> Message:
-        """SIGKILL to every process that carries `mark`, until a whole look at the process table finds none."""
+        """SIGKILL to every process that carries `mark`, until a look that can have missed none finds none."""
         mark = int(message["mark"])
         killed: set[int] = set()
         stopped: list[int] = []
@@ -116,13 +116,13 @@ class Init:
         passes = 0
         deadline = time.monotonic() + _KILL_SECONDS
         while True:
-            members = [pid for pid in self.lineage(mark) if _state(pid) not in _DEAD]
-            if not members or time.monotonic() > deadline:
+            members, all_seen = self.look(mark)
+            if (all_seen and not members) or time.monotonic() > deadline:
                 break
             passes += 1
-            if passes == _STOP_AFTER_PASSES:
+            if passes == _LOOKS:
                 # They fork faster than they are found. kill(-1) stops all at one instant, forks included.
-                stopped = [pid for pid in proc.pids() if pid != 1 and _state(pid) not in ("T", *_DEAD)]
+                stopped = [pid for pid in proc.pids() if pid != 1 and _state(pid) not in ("T", "")]
                 _kill(-1, signal.SIGSTOP)
                 continue
             _kill_and_await(members, deadline)
@@ -151,9 +151,9 @@ class Init:
     def members(self, message: Message, fds: list[int]) -> Message:
         """The living members of a lineage, named."""
         named: list[list[Any]] = []
-        for pid in self.lineage(int(message["mark"])):
+        for pid in self.living(int(message["mark"])):
             entry = proc.read_process(pid)
-            if entry is not None and entry["state"] not in _DEAD and len(named) < _MEMBERS_NAMED:
+            if entry is not None and len(named) < _MEMBERS_NAMED:
                 args = entry["args"]
                 named.append([pid, " ".join(args) if args else entry["comm"]])  # type: ignore[arg-type]
         return {"members": named}
@@ -161,14 +161,43 @@ class Init:
     def await_end(self, message: Message, fds: list[int]) -> Message | None:
         """Answer when the lineage has died out, where its processes are init's to reap."""
         mark = int(message["mark"])
-        if not self.lineage(mark):
+        if not self.living(mark):
             return {}
         self.awaited.setdefault(mark, []).append(int(message["id"]))
         return None
 
     def lineage(self, mark: int) -> list[int]:
         """The pids of all processes that carry `mark`."""
-        return [pid for pid in proc.pids() if pid != 1 and pid not in self.servants and _mark_of(pid) == mark]
+        return [pid for pid in proc.pids() if self.carries(pid, mark)]
+
+    def carries(self, pid: int, mark: int) -> bool:
+        """Whether a process is of the lineage `mark`."""
+        return pid != 1 and pid not in self.servants and _mark_of(pid) == mark
+
+    def look(self, mark: int) -> tuple[list[int], bool]:
+        """The living members of a lineage, and whether none can have been missed.
+
+        Who forks and ends while the table is read may be in it neither as parent nor as child. But the child
+        has a pid above all that there were before, so those are looked at until there are no newer ones.
+        """
+        newest = _newest_pid()
+        members = [pid for pid in self.lineage(mark) if _alive(pid)]
+        for _ in range(_CHASES):
+            before, newest = newest, _newest_pid()
+            if newest <= before:
+                return members, newest == before
+            new = [pid for pid in range(before + 1, newest + 1) if self.carries(pid, mark) and _alive(pid)]
+            members += [pid for pid in new if pid not in members]
+        return members, False
+
+    def living(self, mark: int) -> list[int]:
+        """The living members of a lineage: some of them, if there are any."""
+        members: list[int] = []
+        for _ in range(_LOOKS):
+            members, all_seen = self.look(mark)
+            if members or all_seen:
+                break
+        return members
 
     def reap(self) -> None:
         """Collect every child that ended, and report adopted programs."""
@@ -198,7 +227,7 @@ class Init:
                 self.channel.send({"ev": "exited", **end, "exited": self.adopted.pop(pid)})
             else:
                 self.ends.append(end)
-        for mark in [mark for mark in self.awaited if not self.lineage(mark)]:
+        for mark in [mark for mark in self.awaited if not self.living(mark)]:
             for number in self.awaited.pop(mark):
                 self.channel.send({"id": number})
 
@@ -225,14 +254,37 @@ def _mark_of(pid: int) -> int:
     try:
         return os.stat(f"/proc/{pid}/ns/cgroup").st_ino
     except OSError:
+        pass
+    # A process may go on after its first thread has ended; the others know where they are.
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
         return -1
+    for thread in threads:
+        try:
+            return os.stat(f"/proc/{pid}/task/{thread}/ns/cgroup").st_ino
+        except OSError:
+            pass
+    return -1
+
+
+def _newest_pid() -> int:
+    """The pid that was given last in this pid namespace, to a process or thread: proc_loadavg(5)."""
+    return int(proc.read_small("/proc/loadavg", 256).split()[-1])
+
+
+def _alive(pid: int) -> bool:
+    return _state(pid) != ""
 
 
 def _state(pid: int) -> str:
+    """The kernel's letter for a process, nothing for one that is dead in all its threads."""
     try:
-        return proc.parse_stat(proc.read_small(f"/proc/{pid}/stat", 4096))[2][0].decode()
+        fields = proc.parse_stat(proc.read_small(f"/proc/{pid}/stat", 4096))[2]
+        state, threads = fields[0].decode(), int(fields[17])
     except (OSError, ValueError, IndexError):
         return ""
+    return state if state not in ("Z", "X") or threads > 1 else ""
 
 
 def _kill_and_await(members: list[int], deadline: float) -> None:

@@ -41,7 +41,7 @@ def process_info(entry: Mapping[str, Any], managed: Mapping[int, str | None]) ->
     return ProcessInfo(
         pid=pid, ppid=int(entry["ppid"]), pgid=int(entry["pgid"]), sid=int(entry["sid"]), driver=driver,
         command=args[0] if args else str(entry["comm"]), args=tuple(args[1:]), cwd=entry["cwd"],
-        status="exited" if state in ("Z", "X") else "running", exit_code=None,
+        status="exited" if state in ("Z", "X") and int(entry["threads"]) <= 1 else "running", exit_code=None,
         start_time=boot + int(entry["start_ticks"]) / _TICKS, exit_time=None,
         user=_USERS.get(int(entry["uid"]), str(entry["uid"])), state=state, cpu_ms=float(entry["cpu_ms"]),
         rss_bytes=int(entry["rss_bytes"]), threads=int(entry["threads"]),
