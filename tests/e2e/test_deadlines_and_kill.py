@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from e2e_support import Transcript, as_root, assert_stands_still, commands, still_works
+from e2e_support import Transcript, as_root, assert_stands_still, commands, needs_program, still_works
 
 from agentos import VM, Limits
 
@@ -262,7 +262,8 @@ def test_stop_reaches_the_whole_group(in_vm: Any) -> None:
         await Transcript(process).until(b"up\n")
         await process.stop()
         assert await process.wait() == 143
-        assert await commands(vm) == []
+        while await commands(vm):
+            pass  # each of them has the signal, and ends as soon as it gets a CPU
 
     in_vm(body)
 
@@ -430,3 +431,83 @@ def test_a_time_limit_holds_against_a_guest_that_stops_everything_over_and_over(
         await still_works(vm)
 
     in_vm(body, limit=15)
+
+
+WANDERER = """
+#include <stdio.h>
+#include <unistd.h>
+int main(void) {
+    puts("up"); fflush(stdout);
+    for (;;) {
+        pid_t child = fork();
+        if (child > 0) _exit(0);
+    }
+}
+"""
+"""One process that is always elsewhere: it forks and ends, some ten thousand times a second."""
+
+
+@needs_program("gcc")
+def test_a_process_that_never_stays_is_caught(in_vm: Any) -> None:
+    """One that does nothing but fork and end is dead after a timeout and after kills, twenty times in a row."""
+
+    async def body(vm: VM) -> None:
+        await vm.files.write_file("wander.c", WANDERER)
+        (await vm.exec("gcc -O1 -o wander wander.c")).check()
+        for _ in range(20):
+            result = await vm.exec("./wander; sleep 1000", timeout=0.05)
+            assert result.reason == "timeout"
+            assert await commands(vm) == []
+        for _ in range(10):
+            process = await vm.spawn("sh", ["-c", "./wander; sleep 1000"])
+            await Transcript(process).until(b"up\n")
+            await process.kill()
+            assert await commands(vm) == []
+            await process.wait()
+
+    in_vm(body)
+
+
+HEADLESS = """
+import ctypes, os, platform, sys, threading, time
+def beat():
+    with open("/tmp/headless", "ab", buffering=0) as file:
+        file.write(b".")
+        print("ready", flush=True)
+        while True:
+            file.write(b".")
+            time.sleep(0.01)
+threading.Thread(target=beat).start()
+ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[platform.machine()], 0)
+"""
+"""A process whose first thread has ended while another goes on: the kernel shows it as a zombie."""
+
+
+def test_a_process_whose_first_thread_has_ended_is_killed(in_vm: Any) -> None:
+    """What /proc calls a zombie, but still runs, is dead after a kill and after a timeout."""
+
+    async def body(vm: VM) -> None:
+        process = await vm.spawn("python3", ["-c", HEADLESS])
+        await Transcript(process).until(b"ready\n")
+        await process.kill()
+        await assert_stands_still(vm, "/tmp/headless")
+        assert await process.wait() == 137
+        script = 'python3 -c "$0" & read -t 0.5 < <(sleep 9); sleep 1000'
+        result = await vm.exec_file("bash", ["-c", script, HEADLESS], timeout=1)
+        assert (result.reason, result.stdout) == ("timeout", "ready\n")
+        await assert_stands_still(vm, "/tmp/headless")
+
+    in_vm(body)
+
+
+def test_a_background_process_whose_first_thread_has_ended_is_named(in_vm: Any) -> None:
+    """It is one of the orphans of its exec, and is waited for."""
+
+    async def body(vm: VM) -> None:
+        await vm.exec("mkfifo /tmp/fifo")
+        script = 'python3 -c "$0" > /tmp/fifo & head -1 /tmp/fifo'
+        result = await vm.exec_file("bash", ["-c", script, HEADLESS])
+        assert result.stdout == "ready\n"
+        assert len(result.orphans) == 1
+
+    in_vm(body)

@@ -86,6 +86,8 @@ def test_job_control(in_vm: Any) -> None:
         shell, transcript = await bash(vm)
         await shell.write("echo begin; sleep 1000\n")
         await transcript.until(rb"[\r\n]begin\r\n")
+        while "sleep 1000" not in await commands(vm):
+            pass  # until then it is not what the terminal's signals go to
         await shell.write(b"\x03")
         await transcript.until(PROMPT)
         assert b"130" in await told(shell, transcript, "echo $?")
