@@ -10,14 +10,13 @@ import asyncio
 import fcntl
 import logging
 import os
-import subprocess
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
 from agentos.actor import Actor, VmKind
-from agentos.errors import BootFailed, InvalidRequest, LimitExceeded, VmNotFound
+from agentos.errors import BootFailed, InvalidRequest, LimitExceeded, VmError, VmNotFound
 from agentos.host import Host
 from agentos.store import ActorRecord, Store, now_ms
 from agentos.wire.keys import Key, serialize_key
@@ -62,13 +61,12 @@ class Actors:
         """Delete an actor's files, then its record. What cannot be deleted now is tried again at the next start."""
         directory = self.directory_of(actor_id)
         if directory is not None and directory.is_dir():
-            # Not shutil.rmtree, which goes as deep as a guest nests directories, and Python's stack does not.
-            command = ["rm", "-rf", "--one-file-system", "--", str(directory)]
-            done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True)
-            if done.returncode:
-                log.error(
-                    "files could not be deleted", extra={"actor": actor_id, "error": done.stderr[-500:]}
-                )
+            try:
+                # By the zygote, which has the ids that the VM's files belong to where the server is an ordinary user.
+                factory = await self.host.ready()
+                await asyncio.to_thread(factory.remove_tree, str(directory))
+            except (OSError, VmError) as error:
+                log.error("files could not be deleted", extra={"actor": actor_id, "error": str(error)[:500]})
                 return
         self.store.remove(actor_id)
 

@@ -75,7 +75,7 @@ STANDARD_INSIDE = {
     "os", "resource", "select", "shutil", "signal", "socket", "stat", "struct", "sys", "termios", "time", "types",
     "typing",
 }  # fmt: skip
-MAY_FORK = {"machine/seed.py", "machine/identity.py", "machine/confinement.py"}
+MAY_FORK = {"machine/seed.py", "machine/zygote.py", "machine/identity.py", "machine/confinement.py"}
 MOST_LINES = 400
 LONGER = {
     "sync.py": "generated",

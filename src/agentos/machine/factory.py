@@ -6,6 +6,7 @@ can be filled, and VMs can be made, from whatever loop or thread asks.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import platform
@@ -140,6 +141,7 @@ class Factory:
                 message = {
                     "name": f"vm-{self._made}",
                     "plan": plan,
+                    "storage": spec.storage,
                     "limits": {
                         # The VM's files are on a tmpfs, which the kernel accounts as its memory: without their
                         # share in the limit a full disk would be an out-of-memory kill.
@@ -167,6 +169,24 @@ class Factory:
             os.close(gone_write)
         ours.setblocking(False)
         return RawVm(ours, gone_read, spec)
+
+    def remove_tree(self, path: str) -> None:
+        """Delete the directory of a VM's storage, whatever ids its files have. Blocks. Raises OSError if it remains."""
+        done_read, done_write = os.pipe2(os.O_CLOEXEC)
+        try:
+            with self._lock:
+                if self._control is None:
+                    raise OSError(errno.ESRCH, "the host was closed", path)
+                send(self._control, {"remove": path}, [done_write])
+            os.close(done_write)
+            done_write = -1
+            os.read(done_read, 1)
+        finally:
+            os.close(done_read)
+            if done_write >= 0:
+                os.close(done_write)
+        if os.path.lexists(path):
+            raise OSError(errno.ENOTEMPTY, "not all of it could be deleted", path)
 
     def close(self) -> None:
         """End the zygote and with it every VM that it made. Blocks until nothing of them is left."""

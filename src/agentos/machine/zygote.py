@@ -82,12 +82,23 @@ class Zygote:
                         self.learn_pid(fd)
                     elif fd == control_fd:
                         for message, fds in self.control.receive_some():
-                            self.create(message, fds)
+                            (self.remove if "remove" in message else self.create)(message, fds)
                     # else: reap() has learned this pid already, in the same round.
         except ChannelBroken:
             return
         finally:
             self.end_all()
+
+    def remove(self, message: Message, fds: list[int]) -> None:
+        """Delete a directory with files of ids that only this user namespace has. `fds`: what ends when it is done."""
+        if os.fork() == 0:
+            try:
+                os.set_inheritable(fds[0], True)
+                argv = ["rm", "-rf", "--one-file-system", "--", message["remove"]]
+                os.execvpe("rm", argv, {"PATH": "/usr/bin:/bin"})
+            finally:
+                os._exit(127)
+        os.close(fds[0])
 
     def create(self, message: Message, fds: list[int]) -> None:
         """Fork one VM. `fds`: its channel, and the descriptor to close when all of it is gone."""
@@ -114,6 +125,9 @@ class Zygote:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         vm = Vm(message["plan"], cgroup, gone_fd, slot, BlockingChannel(ours))
         try:
+            if self.ids.mode == "subuid" and message["storage"]:
+                # The user's own id is no id of the VM: its root's is.
+                os.chown(message["storage"], self.ids.first, self.ids.first, follow_symlinks=False)
             self._ask_for_fork(channel, theirs)
             self._give_identity(vm)
         except (OSError, ChannelBroken) as error:
