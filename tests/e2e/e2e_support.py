@@ -123,11 +123,6 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def children(pid: int) -> list[int]:
-    """Pids of the children of a process of this host."""
-    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def status_of(pid: int) -> dict[str, str]:
     """The fields of /proc/PID/status."""
     text = Path(f"/proc/{pid}/status").read_text()

@@ -364,6 +364,22 @@ async def _of_a_killed_child(
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": source},
     )
+    try:
+        await _see_it_killed(process, marker, kill, cgroups_stay=cgroups_stay)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        process._transport.close()  # type: ignore[attr-defined]
+
+
+async def _see_it_killed(
+    process: asyncio.subprocess.Process,
+    marker: str,
+    kill: Callable[[asyncio.subprocess.Process, list[int]], Awaitable[None]],
+    *,
+    cgroups_stay: bool,
+) -> None:
     assert process.stdout
     assert process.stderr
     line = await process.stdout.readline()
@@ -378,7 +394,6 @@ async def _of_a_killed_child(
     assert [pid for pid in host_processes(marker) if pid != process.pid] == []
     if not cgroups_stay:  # what a zygote that was killed has left, the next one removes
         assert [one for one in groups if one.exists()] == []
-    process._transport.close()  # type: ignore[attr-defined]
 
 
 def cgroups_of(pids: list[int]) -> set[Path]:
