@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal as signals
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -152,6 +153,11 @@ def exit_status(event: ExitEvent, *, stopped: Reason | None, oom: bool) -> ExitS
     if stopped:
         reason = stopped
     return ExitStatus(code, name, reason, usage)
+
+
+def lost_at_start() -> SpawnFailed:
+    """The error of a program that a guest's kill of everything hit while it was started."""
+    return SpawnFailed("it was killed while it was started", errno=errno.ECANCELED, step="start")
 
 
 def spawn_failed(error: SpawnFailed, program: Program) -> SpawnFailed:

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import itertools
 import os
+import signal
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ FIRST_NUMBER = 2
 """Of servants, launches and requests; 1 is the spawner that a VM may be made with."""
 WARM_UP = 0
 """The job of a spawner that nobody waits for."""
-_JOURNAL_READ_EVERY = 1000
+_JOURNAL_READ_EVERY = 500
 """Quiet jobs after which the journal is read anyhow: far fewer than fit into its pipe."""
 MAX_UNSENT_BYTES = 4 * 1024 * 1024
 
@@ -142,6 +143,8 @@ class Launch:
         self.pid = 0
         self.mark = 0
         """What all its descendants carry; known once it has started."""
+        self.attempted = 0
+        """The mark that it was about to be started with."""
         self.error: SpawnFailed | None = None
         self.master_fd = -1
         """The pty's master, until somebody takes it."""
@@ -176,6 +179,12 @@ class Launch:
         self._settle()
         if not self.exited.done():
             self.exited.set_result(ExitEvent(0, 127 << 8, 0.0, 0, ()))
+
+    def note_lost(self) -> None:
+        """It ended, if it had begun, before anybody knew of it: with its spawner, of a guest's kill."""
+        self._settle()
+        if not self.exited.done():
+            self.exited.set_result(ExitEvent(0, signal.SIGKILL, 0.0, 0, ()))
 
     def note_exit(self, message: Message, orphans: tuple[tuple[int, str], ...]) -> None:
         """Its leader has been reaped."""
@@ -239,8 +248,10 @@ class Spawner:
             entries[: len(entries) - len(entries) % JOURNAL_ENTRY.size]
         ):
             launch = also if also and also.number == number else self.launches.get(number)
-            if launch is not None:
+            if launch is not None and pid:
                 launch.note_started({"pid": pid, "mark": mark}, [])
+            elif launch is not None:
+                launch.attempted = mark
 
     def send(self, message: Message) -> None:
         """Send anything else."""
@@ -304,12 +315,15 @@ class Spawner:
         if self._journal_fd >= 0:
             os.close(self._journal_fd)
             self._journal_fd = -1
-        started = [launch for launch in self.launches.values() if launch.pid]
-        for launch in self.launches.values():
-            if not launch.pid:
+        launches, self.launches = list(self.launches.values()), {}
+        self._link.adopt([launch for launch in launches if launch.pid])
+        for launch in launches:
+            if launch.pid:
+                continue
+            if launch.attempted:
+                self._link.trace(launch)
+            else:
                 launch.note_failed(errno.ESRCH, "spawner")
-        self.launches.clear()
-        self._link.adopt(started)
         self.wake_watchers()
 
     def close(self) -> None:
@@ -410,6 +424,25 @@ class Link:
             for launch in launches:
                 self._adopted[launch.number] = launch
             self.send({"op": "adopt", "jobs": [[launch.number, launch.pid] for launch in launches]})
+
+    def trace(self, launch: Launch) -> None:
+        """A spawner has gone while it started a launch: who carries its mark is what was started."""
+        if self._port.closed:
+            launch.abandon(self.stopped_error())
+            return
+        answer = self._ask("members", {"mark": launch.attempted})
+        answer.add_done_callback(lambda done: self._traced(launch, done))
+
+    def _traced(self, launch: Launch, done: asyncio.Future[Message]) -> None:
+        if done.exception() is not None:
+            launch.abandon(self.stopped_error())
+            return
+        pids = [int(pid) for pid, _ in done.result()["members"]]
+        if pids:
+            launch.note_started({"pid": min(pids), "mark": launch.attempted}, [])
+            self.adopt([launch])
+        else:
+            launch.note_lost()
 
     async def kill(self, launch: Launch) -> None:
         """Kill a launch's whole lineage; returns when all of it is dead."""

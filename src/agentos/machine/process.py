@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from agentos.errors import StdinClosed, WaitTimeout
 from agentos.machine.deadlines import Deadlines
-from agentos.machine.jobs import Program, exit_status, spawn_failed
+from agentos.machine.jobs import Program, exit_status, lost_at_start, spawn_failed
 from agentos.machine.link import ExitEvent, Launch, Link
 from agentos.machine.output import DEFAULT_PAGE_BYTES, OutputLog
 from agentos.machine.pipes import Reader, Writer
@@ -183,11 +183,11 @@ class Process:
             link.kill_soon(launch)
             self._close()
             raise
-        if launch.error is not None:
+        if launch.error is not None or not launch.pid:
             self._close()
             if link.ended.done():
                 raise link.stopped_error()
-            raise spawn_failed(launch.error, self._program)
+            raise spawn_failed(launch.error or lost_at_start(), self._program)
         self.pid = launch.pid
         if timeout is not None:
             self._deadlines = Deadlines(loop, self._out_of_time, wall=timeout)

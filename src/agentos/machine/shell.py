@@ -8,9 +8,9 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-from agentos.errors import ShellClosed, SpawnFailed, StdinClosed, WaitTimeout
+from agentos.errors import ShellClosed, StdinClosed, WaitTimeout
 from agentos.linux import pty
-from agentos.machine.jobs import Program, exit_status, spawn_failed
+from agentos.machine.jobs import Program, exit_status, lost_at_start, spawn_failed
 from agentos.machine.link import ExitEvent, Launch, Link
 from agentos.machine.output import DEFAULT_PAGE_BYTES, OutputLog
 from agentos.machine.pipes import Reader, Writer
@@ -149,8 +149,9 @@ class Shell:
                 os.close(master)
             if link.ended.done():
                 raise link.stopped_error()
-            error = launch.error or SpawnFailed("the spawner gave no terminal", errno=0, step="pty")
-            raise spawn_failed(error, self._program)
+            if launch.pid:
+                link.kill_soon(launch)
+            raise spawn_failed(launch.error or lost_at_start(), self._program)
         self.pid = launch.pid
         self._master_fd = master
         os.set_blocking(master, False)

@@ -26,9 +26,12 @@ from agentos.machine.confinement import CAP_SYS_ADMIN, Confinement
 WASM_RUNNER = "/opt/agentos/bin/wasm"
 _ENOEXEC, _EACCES = 8, 13
 JOURNAL_FD = 4
-"""A pipe that says of each quiet job what it became. The host reads it when it needs to know, and is not woken."""
+"""A pipe that says of each job that it is about to start, and of a quiet one what it became.
+
+The host reads it when it needs to know, and is not woken.
+"""
 JOURNAL_ENTRY = struct.Struct("<QQQ")
-"""Number of the job, pid, mark."""
+"""Number of the job, pid (0 while it is about to start), mark."""
 
 
 class _Failed(Exception):
@@ -105,6 +108,8 @@ class Spawner:
                 master, actions = _open_terminal(*job["pty"])
             else:
                 actions = _redirections(fds)
+            # Before it can do anything, such as kill this process: no job is ever started a second time.
+            self.note(number, 0)
             pid = _spawn(job, actions)
         except _Failed as failed:
             self.channel.send({"failed": number, "errno": failed.errno, "step": failed.step})
@@ -112,7 +117,7 @@ class Spawner:
             self.jobs[pid] = number
             started: Message = {"started": number, "pid": pid, "mark": self.mark}
             if job.get("quiet"):
-                os.write(JOURNAL_FD, JOURNAL_ENTRY.pack(number, pid, self.mark))
+                self.note(number, pid)
             else:
                 self.channel.send(started, [master] if master >= 0 else ())
             self.marks[number] = self.mark_fd
@@ -120,6 +125,20 @@ class Spawner:
         finally:
             for fd in (*fds, *([master] if master >= 0 else ())):
                 os.close(fd)
+
+    def note(self, number: int, pid: int) -> None:
+        """Write an entry of the journal."""
+        entry = JOURNAL_ENTRY.pack(number, pid, self.mark)
+        while True:
+            try:
+                os.write(JOURNAL_FD, entry)
+                return
+            except BlockingIOError:
+                # As small as a page where the host has many pipes: the host makes room when it is told something.
+                self.channel.send({"told": number})
+                room = select.poll()
+                room.register(JOURNAL_FD, select.POLLOUT)
+                room.poll()
 
     def forget(self, number: int) -> None:
         """The host will not name this job's mark any more."""
