@@ -511,3 +511,17 @@ def test_a_background_process_whose_first_thread_has_ended_is_named(in_vm: Any) 
         assert len(result.orphans) == 1
 
     in_vm(body)
+
+
+def test_a_command_that_kills_whoever_started_it_runs_once(in_vm: Any) -> None:
+    """A hundred commands that kill all they can, themselves spared, each run exactly once and each have a result."""
+
+    async def body(vm: VM) -> None:
+        script = "echo ran >> /tmp/log; echo out; kill -9 -1"
+        for _ in range(100):
+            result = await vm.exec_file("bash", ["-c", script])
+            assert result.stdout == "out\n"
+            assert (result.exit_code, result.reason) in ((0, "exited"), (137, "signaled"))
+        assert (await vm.exec("wc -l < /tmp/log")).stdout.strip() == "100"
+
+    in_vm(body)
