@@ -38,7 +38,7 @@ sync: setup-dev ## Generate src/agentos/sync.py from the async classes
 	$(PYTHON) tools/generate_sync.py
 
 bench: setup-dev ## Measure, and write figures and a plot
-	$(PYTHON) bench/run.py
+	$(PYTHON) -m bench
 
 doctor: setup ## Say what this host offers to VMs, and what it lacks
 	@$(PYTHON) -m agentos doctor

@@ -1,0 +1,1 @@
+"""What agentos costs, measured beside what a reader knows: `python -m bench`, or `make bench`."""
