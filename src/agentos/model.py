@@ -127,6 +127,8 @@ class VmSpec:
     mounts: tuple[Mount, ...] = ()
     network: str = "loopback"
     """`loopback`: the VM reaches nothing but itself."""
+    image: str | None = None
+    """Directory of the host with an unpacked root file system that the VM starts from; None: the host's software."""
     storage: str | None = None
     """Directory of the host that holds all the VM writes, and outlives it; None: memory, which does not.
 
@@ -150,10 +152,9 @@ class VmSpec:
             raise InvalidRequest.argument("hostname", name, "1 to 64 letters, digits, dots or hyphens")
         if self.user not in ("agentos", "root"):
             raise InvalidRequest.argument("user", self.user, "agentos or root")
-        if self.storage is not None and (
-            not isinstance(self.storage, str) or not self.storage.startswith("/") or "\0" in self.storage
-        ):
-            raise InvalidRequest.argument("storage", self.storage, "an absolute path, or None")
+        for name, path in (("image", self.image), ("storage", self.storage)):
+            if path is not None and (not isinstance(path, str) or not path.startswith("/") or "\0" in path):
+                raise InvalidRequest.argument(name, path, "an absolute path, or None")
         if self.network != "loopback":
             raise InvalidRequest.argument("network", self.network, "loopback")
         if self.isolation != "namespaces":

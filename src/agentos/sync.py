@@ -324,6 +324,7 @@ class VM(Twin[AsyncVM]):
         user: str = "agentos",
         hostname: str = "agentos",
         mounts: Sequence[Mount] = (),
+        image: str | None = None,
         network: str = "loopback",
         isolation: str = "namespaces",
         files: Mapping[str, str | bytes] | None = None,
@@ -337,6 +338,7 @@ class VM(Twin[AsyncVM]):
                 user=user,
                 hostname=hostname,
                 mounts=mounts,
+                image=image,
                 network=network,
                 isolation=isolation,
                 files=files,
@@ -390,7 +392,7 @@ class VM(Twin[AsyncVM]):
         encoding: str = "utf8",
         on_leader_exit: str = "drain",
     ) -> ExecResult:
-        """Run `command` with bash and return what it did, when it has exited.
+        """Run `command` with bash (sh where an image has no bash) and return what it did, when it has exited.
 
         A background child that it leaves does not hold the result up: it is named in `orphans`, lives on
         (`on_leader_exit` "drain"), is waited for ("wait") or killed ("kill"). `timeout`, `idle_timeout` (no

@@ -67,7 +67,7 @@ UPWARD = {("machine/vm.py", "agentos.host")}
 
 INSIDE_A_VM = {
     "zygote", "zygote_start", "seed", "init", "boot", "spawner", "connector", "confinement", "template", "identity",
-    "channel", "fileserver", "filetree", "filetarget",
+    "channel", "fileserver", "filetree", "filetarget", "image",
 }  # fmt: skip
 """Modules of `machine` that the zygote and every VM's init carry: each import costs time and memory in every VM."""
 STANDARD_INSIDE = {

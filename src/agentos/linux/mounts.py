@@ -57,6 +57,29 @@ def clone(path: str, attributes: int, *, recursive: bool, userns_fd: int | None 
     return mount_fd
 
 
+def make_target(path: str, *, directory: bool) -> None:
+    """Make the directory or file `path`, and those above it, where they are not. No part may be a symlink."""
+    *above, last = path.strip("/").split("/")
+    fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name in above + [last] * directory:
+            try:
+                os.mkdir(name, 0o755, dir_fd=fd)
+            except FileExistsError:
+                pass
+            flags = os.O_PATH | os.O_DIRECTORY
+            below = syscalls.openat2(fd, name, flags, resolve=syscalls.RESOLVE_NO_SYMLINKS)
+            os.close(fd)
+            fd = below
+        if not directory:
+            try:
+                os.mknod(last, 0o644, dir_fd=fd)
+            except FileExistsError:
+                pass  # whatever it is: the mount will lie over it, or fail
+    finally:
+        os.close(fd)
+
+
 def attach(mount_fd: int, target: str) -> None:
     """Attach the detached `mount_fd` at `target` and close it. No part of `target` may be a symlink."""
     try:

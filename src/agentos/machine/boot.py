@@ -94,11 +94,7 @@ class Boot:
         mounts.attach(mounts.make_filesystem("overlay", options, nosuid_nodev), target)
 
     def mount_point(self, path: str, like: str) -> None:
-        if os.path.isdir(like):
-            os.makedirs(path, 0o755, exist_ok=True)
-            return
-        os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644))
+        mounts.make_target(path, directory=os.path.isdir(like))
 
     def pivot_root(self, root: str, detach: str) -> None:
         mounts.pivot(root)

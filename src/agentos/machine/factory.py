@@ -24,7 +24,7 @@ from agentos.linux import seccomp
 from agentos.machine.channel import BlockingChannel, ChannelBroken, send
 from agentos.machine.jobs import BASH, check_program
 from agentos.machine.link import FIRST_NUMBER, WARM_UP, boot_error
-from agentos.machine.plan import MASKED_PROC, READ_ONLY_PROC, UIDS, WASM_RULE, HostFacts, plan_vm
+from agentos.machine.plan import MASKED_PROC, READ_ONLY_PROC, UIDS, WASM_RULE, HostFacts, fittings_of, plan_vm
 from agentos.model import VmSpec
 
 _SOURCE = Path(__file__).resolve().parent
@@ -142,6 +142,8 @@ class Factory:
                     "name": f"vm-{self._made}",
                     "plan": plan,
                     "storage": spec.storage,
+                    "image": spec.image,
+                    "fittings": fittings_of(spec.image) if spec.image is not None else "",
                     "limits": {
                         # The VM's files are on a tmpfs, which the kernel accounts as its memory: without their
                         # share in the limit a full disk would be an out-of-memory kill.

@@ -7,6 +7,8 @@ the new namespaces. A step is `(operation, arguments)`; arguments are JSON value
 
 from __future__ import annotations
 
+import hashlib
+import os
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -18,6 +20,7 @@ Mode = Literal["root", "subuid", "single"]
 
 NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
 HOME = "/home/agentos"
+OURS = "/opt/agentos/"
 UIDS = {"root": 0, "agentos": 1000}
 ID_COUNT = 65_536
 TTY_GID = 5
@@ -71,11 +74,13 @@ def plan_vm(spec: VmSpec, facts: HostFacts) -> list[Step]:
     steps: list[Step] = [
         ("private_mounts", {}),
         *_writable_layer(spec, facts),
-        *_system_directories(facts, root),
+        *(_system_directories(facts, root) if spec.image is None else []),
         *_devices(spec, facts, root),
         *_proc(facts, root),
     ]
     for source, target in facts.extra_mounts:
+        if spec.image is not None and not target.startswith(OURS):
+            continue  # a Python for those whose host has none: its libraries are the host's
         steps.append(_bind(source, root + target, ["ro", "nosuid", "nodev"]))
     for mount in spec.mounts:
         if facts.mode == "root" and not mount.read_only and not facts.idmap:
@@ -114,12 +119,21 @@ def _writable_layer(spec: VmSpec, facts: HostFacts) -> list[Step]:
             "mode": "0755",
         }
         steps = [_filesystem("tmpfs", layer, options, ["nosuid", "nodev"])]
-    lower = f"{stage}/skeleton"
+    lower = f"{stage}/skeleton" if spec.image is None else f"{stage}/{fittings_of(spec.image)}"
     if facts.idmap:
         steps.append(_bind(lower, f"{stage}/lower", ["nosuid", "nodev"], idmap="ids"))
         lower = f"{stage}/lower"
+    if spec.image is not None:
+        attributes = ["ro", "nosuid", "nodev"]
+        steps.append(_bind(spec.image, f"{stage}/image", attributes, idmap="ids" if facts.idmap else None))
+        lower = f"{lower}:{stage}/image"
     steps.append(_overlay(lower, layer, "root", f"{stage}/root"))
     return steps
+
+
+def fittings_of(image: str) -> str:
+    """The name, below the stage, of the layer that lies over an image."""
+    return f"fittings.{hashlib.sha256(os.fsencode(image)).hexdigest()[:16]}"
 
 
 def _system_directories(facts: HostFacts, root: str) -> list[Step]:

@@ -106,6 +106,7 @@ def build(stage: str, *, guest_dir: str, software: list[str]) -> None:
         "skeleton",
         "lower",
         "layer",
+        "image",
         "root",
         "dev",
         "empty",
@@ -116,10 +117,10 @@ def build(stage: str, *, guest_dir: str, software: list[str]) -> None:
     _devices(f"{stage}/dev")
 
 
-def give_to(stage: str, owner: int, user: int) -> None:
-    """Set who owns the skeleton: the ids that a VM shows as root and agentos."""
-    _chown_tree(f"{stage}/skeleton", owner)
-    _chown_tree(f"{stage}/skeleton/home/agentos", user)
+def give_to(layer: str, owner: int, user: int) -> None:
+    """Set who owns a layer: the ids that a VM shows as root and agentos."""
+    _chown_tree(layer, owner)
+    _chown_tree(f"{layer}/home/agentos", user)
 
 
 def _skeleton(root: str, software: list[str], guest_dir: str) -> None:
@@ -137,10 +138,34 @@ def _skeleton(root: str, software: list[str], guest_dir: str) -> None:
             os.symlink(os.readlink(f"/{name}"), f"{root}/{name}")
     _etc(f"{root}/etc")
     for home in ("home/agentos", "root"):
-        _write(f"{root}/{home}/.bashrc", _BASHRC)
-        _write(f"{root}/{home}/.profile", _PROFILE.split("\n", 2)[0] + "\n[ -f ~/.bashrc ] && . ~/.bashrc\n")
+        write_home(f"{root}/{home}")
     os.mkdir(f"{root}/opt/agentos/lib/wasmtime")
     shutil.copyfile(f"{guest_dir}/wasm.py", f"{root}/opt/agentos/lib/wasm.py")
+
+
+def write_home(home: str) -> None:
+    """What a new user's home has in it."""
+    write(f"{home}/.bashrc", _BASHRC)
+    write(f"{home}/.profile", _PROFILE.split("\n", 2)[0] + "\n[ -f ~/.bashrc ] && . ~/.bashrc\n")
+
+
+def write_host_files(etc: str) -> None:
+    """What /etc says of the machine itself, which is a VM and not the host."""
+    texts = {
+        "hosts": "127.0.0.1 localhost agentos\n::1 localhost ip6-localhost ip6-loopback\n",
+        "hostname": "agentos\n",
+        "resolv.conf": "",
+        "machine-id": "",
+    }
+    for name, text in texts.items():
+        write(f"{etc}/{name}", text)
+    os.symlink("/proc/self/mounts", f"{etc}/mtab")
+
+
+def write_wasm_runner(root: str, python: str) -> None:
+    """The program that runs .wasm files, by the interpreter `python` (a path in the VM)."""
+    write(f"{root}/opt/agentos/bin/wasm", _WASM_RUNNER.format(python=python))
+    os.chmod(f"{root}/opt/agentos/bin/wasm", 0o755)
 
 
 def install_extras(stage: str, config: dict[str, Any]) -> list[tuple[str, str]]:
@@ -159,24 +184,22 @@ def install_extras(stage: str, config: dict[str, Any]) -> list[tuple[str, str]]:
         extras.append((config["python_prefix"], "/opt/python"))
     if config.get("wasmtime"):
         extras.append((config["wasmtime"], "/opt/agentos/lib/wasmtime"))
-    _write(f"{skeleton}/opt/agentos/bin/wasm", _WASM_RUNNER.format(python=python))
-    os.chmod(f"{skeleton}/opt/agentos/bin/wasm", 0o755)
+    write_wasm_runner(skeleton, python)
     return extras
 
 
 def _etc(etc: str) -> None:
     for name in _ETC:
         _copy_public(f"/etc/{name}", f"{etc}/{name}")
-    hosts = "127.0.0.1 localhost agentos\n::1 localhost ip6-localhost ip6-loopback\n"
     texts = {
-        "passwd": PASSWD, "group": GROUP, "hosts": hosts, "hostname": "agentos\n", "profile": _PROFILE,
+        "passwd": PASSWD, "group": GROUP, "profile": _PROFILE,
         "nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n"
         "protocols: files\nservices: files\n",
-        "resolv.conf": "", "machine-id": "", "shells": "/bin/sh\n/bin/bash\n",
+        "shells": "/bin/sh\n/bin/bash\n",
     }  # fmt: skip
     for name, text in texts.items():
-        _write(f"{etc}/{name}", text)
-    os.symlink("/proc/self/mounts", f"{etc}/mtab")
+        write(f"{etc}/{name}", text)
+    write_host_files(etc)
 
 
 def _copy_public(source: str, target: str) -> None:
@@ -200,7 +223,7 @@ def _copy_public(source: str, target: str) -> None:
 
 def _devices(dev: str) -> None:
     for name in _NODES:
-        _write(f"{dev}/{name}", "")
+        write(f"{dev}/{name}", "")
         mounts.attach(
             mounts.clone(f"/dev/{name}", mounts.attribute_bits(["nosuid", "noexec"]), recursive=False),
             f"{dev}/{name}",
@@ -211,7 +234,8 @@ def _devices(dev: str) -> None:
         os.mkdir(f"{dev}/{name}", 0o755)
 
 
-def _write(path: str, text: str) -> None:
+def write(path: str, text: str) -> None:
+    """Write a file of the template."""
     with open(path, "w", encoding="utf-8") as file:
         file.write(text)
 

@@ -10,10 +10,12 @@ import signal as signals
 import socket
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentos.errors import (
     AgentOSError,
+    BootFailed,
     InvalidRequest,
     LimitExceeded,
     ProcessNotFound,
@@ -25,6 +27,7 @@ from agentos.linux.cgroups import Cgroup
 from agentos.machine.execution import ExecOptions, Execution
 from agentos.machine.factory import RawVm
 from agentos.machine.files import Files
+from agentos.machine.image import shell_of
 from agentos.machine.jobs import BASH, Program, check_program, check_signal
 from agentos.machine.link import Link, Port
 from agentos.machine.output import DEFAULT_PAGE_BYTES
@@ -77,6 +80,7 @@ class VM:
         user: str = "agentos",
         hostname: str = "agentos",
         mounts: Sequence[Mount] = (),
+        image: str | None = None,
         network: str = "loopback",
         isolation: str = "namespaces",
         files: Mapping[str, str | bytes] | None = None,
@@ -91,7 +95,7 @@ class VM:
             raise InvalidRequest.argument("mounts", mounts, "a list of Mount")
         self.spec = spec or VmSpec(
             limits=Limits() if limits is None else limits, env=check_env(env), user=user, hostname=hostname,
-            mounts=tuple(mounts), network=network, isolation=isolation,
+            mounts=tuple(mounts), image=image, network=network, isolation=isolation,
         )  # fmt: skip
         self._host = host
         self._seed = _check_files(files)
@@ -105,6 +109,7 @@ class VM:
         self._shells: dict[str, Shell] = {}
         self._ended_shells: deque[str] = deque()
         self._shell_count = 0
+        self._shell = BASH
         self._live = 0
         self._keys: OrderedDict[str, asyncio.Future[Process]] = OrderedDict()
         self._drained: deque[Reader] = deque()
@@ -136,7 +141,11 @@ class VM:
 
             self._host = default_host()
         factory = await self._host.ready()
+        shell = BASH if self.spec.image is None else _shell_of(self.spec.image)
         raw = factory.create(self.spec)
+        if shell != BASH:
+            self._shell = shell
+            self.spec = replace(self.spec, env={"SHELL": shell, **self.spec.env})
         self._attach(raw)
         try:
             booted = await asyncio.shield(self.link.booted)
@@ -230,7 +239,7 @@ class VM:
         encoding: str = "utf8",
         on_leader_exit: str = "drain",
     ) -> ExecResult:
-        """Run `command` with bash and return what it did, when it has exited.
+        """Run `command` with bash (sh where an image has no bash) and return what it did, when it has exited.
 
         A background child that it leaves does not hold the result up: it is named in `orphans`, lives on
         (`on_leader_exit` "drain"), is waited for ("wait") or killed ("kill"). `timeout`, `idle_timeout` (no
@@ -239,8 +248,10 @@ class VM:
         empty unless given. A command that bash can not find has exit code 127.
         """
         check_text("command", command)
-        program = check_program(self.spec, "bash", ["-c", command], cwd=cwd, env=env, user=user)
-        program = program._replace(path=BASH)
+        shell = self._shell
+        name = os.path.basename(shell)
+        program = check_program(self.spec, name, ["-c", command], cwd=cwd, env=env, user=user)
+        program = program._replace(path=shell)
         options = self._exec_options(
             stdin, timeout, idle_timeout, cpu_timeout, max_output_bytes, encoding, on_leader_exit
         )
@@ -530,7 +541,7 @@ class VM:
         """Open a terminal of `cols` x `rows` and run `command` in it: an interactive bash unless said otherwise."""
         program = check_program(
             self.spec,
-            "bash" if command is None else command,
+            os.path.basename(self._shell) if command is None else command,
             args,
             cwd=cwd,
             env=env,
@@ -654,3 +665,15 @@ def _check_files(files: object) -> dict[str, bytes]:
         check_text("files path", path, empty=False): check_data(f"files[{path!r}]", content)
         for path, content in files.items()
     }
+
+
+def _shell_of(image: str) -> str:
+    try:
+        return shell_of(image)
+    except OSError as error:
+        raise BootFailed(
+            f"the image {image} cannot be used: {error.strerror}",
+            step="image",
+            errno=error.errno or 0,
+            remedy="name a directory with an unpacked root file system that the server may read",
+        ) from None

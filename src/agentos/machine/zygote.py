@@ -14,13 +14,14 @@ import errno
 import gc
 import os
 import select
+import shutil
 import signal
 import socket
 from types import FrameType
 from typing import Any
 
 from agentos.linux import binfmt, cgroups, mounts, privileges, syscalls
-from agentos.machine import identity, template
+from agentos.machine import identity, image, template
 from agentos.machine.channel import BlockingChannel, ChannelBroken, Message, send_some
 from agentos.machine.confinement import Confinement
 from agentos.machine.seed import Seed
@@ -44,11 +45,19 @@ class Zygote:
     """The loop of the zygote. It waits for the host, for the ends of children, and for the host's end."""
 
     def __init__(
-        self, control: BlockingChannel, config: Message, ids: identity.IdRanges, scope: cgroups.Scope
+        self,
+        control: BlockingChannel,
+        config: Message,
+        ids: identity.IdRanges,
+        scope: cgroups.Scope,
+        found: Message,
     ) -> None:
         self.control = control
         self.ids = ids
         self.scope = scope
+        self.stage = str(found["stage"])
+        self.owners = ids.on_disk(bool(found["idmap"]))
+        self.guest_dir = str(config["guest_dir"])
         self.host_pidfd = os.pidfd_open(int(config["host_pid"]))
         self.lifeline_read, self.lifeline_write = os.pipe2(os.O_CLOEXEC)
         self.vms: dict[int, Vm] = {}
@@ -128,6 +137,8 @@ class Zygote:
             if self.ids.mode == "subuid" and message["storage"]:
                 # The user's own id is no id of the VM: its root's is.
                 os.chown(message["storage"], self.ids.first, self.ids.first, follow_symlinks=False)
+            if message["image"] is not None:
+                self._fit_out(message["image"], f"{self.stage}/{message['fittings']}")
             self._ask_for_fork(channel, theirs)
             self._give_identity(vm)
         except (OSError, ChannelBroken) as error:
@@ -145,6 +156,18 @@ class Zygote:
             return
         self.starting[ours.fileno()] = vm
         self.poll.register(ours.fileno(), select.POLLIN)
+
+    def _fit_out(self, path: str, fittings: str) -> None:
+        """Make an image's fittings, when the first of its VMs is made."""
+        if os.path.exists(fittings):
+            return
+        try:
+            image.fit_out(fittings, path, guest_dir=self.guest_dir)
+            template.give_to(fittings, *self.owners)
+        except OSError as error:
+            error.add_note(f"image {path}")
+            shutil.rmtree(fittings, ignore_errors=True)
+            raise
 
     def _ask_for_fork(self, channel: BlockingChannel, sync: socket.socket) -> None:
         assert self.forks is not None
@@ -260,7 +283,7 @@ def _probe(config: Message) -> tuple[identity.IdRanges, Message]:
     template.build(stage, guest_dir=config["guest_dir"], software=software)
     idmap = mode == "root" and identity.idmap_works([f"{stage}/skeleton", *software])
     owner, user = ids.on_disk(idmap)
-    template.give_to(stage, owner, user)
+    template.give_to(f"{stage}/skeleton", owner, user)
     facts: Message = {
         "mode": mode, "stage": stage, "idmap": idmap, "host_dirs": software, "package_dirs": software,
         "binfmt_misc": _provide_wasm(mode, config["wasm_rule"]), **template.proc_facts(config),
@@ -297,7 +320,7 @@ def main(control_fd: int) -> None:
             scope = cgroups.open_scope(setup)
             step = "host"
             ids, facts = _probe(config)
-            zygote = Zygote(control, config, ids, scope)
+            zygote = Zygote(control, config, ids, scope, facts)
         except OSError as error:
             notes = "; ".join([str(error), *getattr(error, "__notes__", [])])
             control.send({"failed": step, "errno": error.errno or 0, "text": notes})

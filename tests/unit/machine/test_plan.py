@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from agentos.errors import BootFailed
 from agentos.machine.boot import _OPERATIONS
-from agentos.machine.plan import MASKED_PROC, READ_ONLY_PROC, HostFacts, Mode, Step, describe, plan_vm
+from agentos.machine.plan import (
+    MASKED_PROC,
+    READ_ONLY_PROC,
+    HostFacts,
+    Mode,
+    Step,
+    describe,
+    fittings_of,
+    plan_vm,
+)
 from agentos.model import Limits, Mount, VmSpec
 
 STAGE = "/mnt"
@@ -193,3 +202,20 @@ def test_the_plan_prints_a_line_for_each_step() -> None:
     assert len(lines) == len(steps)
     assert lines[0].split() == ["1", "private_mounts"]
     assert any("pivot_root" in line for line in lines)
+
+
+@pytest.mark.parametrize("mode", ["root", "single"])
+def test_an_image_takes_the_place_of_the_hosts_software(mode: Mode) -> None:
+    """The root is the image under its fittings; nothing of the host's software is mounted into it."""
+    extras = (("/host/python", "/opt/python"), ("/host/wasmtime", "/opt/agentos/lib/wasmtime"))
+    steps = plan_vm(VmSpec(image="/images/one"), facts(mode, extra_mounts=extras))
+    seen = " idmap" if mode == "root" else ""
+    shown = outline(steps)
+    assert f"bind /image{seen}" in shown
+    assert not [one for one in shown if "/root/usr" in one or "/root/opt/python" in one]
+    assert "bind /root/opt/agentos/lib/wasmtime" in shown
+    (overlay,) = [arguments for operation, arguments in steps if operation == "overlay"]
+    over, under = overlay["lower"].split(":")
+    assert under == f"{STAGE}/image"
+    assert over == (f"{STAGE}/lower" if mode == "root" else f"{STAGE}/{fittings_of('/images/one')}")
+    assert fittings_of("/images/one") != fittings_of("/images/two")
