@@ -78,7 +78,7 @@ class Stream:
         self.scope = "shell" if self.is_shell else "process"
         self.id: int | str = source.shell_id if isinstance(source, Shell) else source.pid
         self.started = time.monotonic()
-        self.pages: dict[tuple[int, str], Any] = {}
+        self.pages: dict[tuple[int, object], Any] = {}
         """Encoded pages of the log that several subscribers are about to send."""
 
     @property

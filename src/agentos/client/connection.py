@@ -20,7 +20,7 @@ from agentos.client.verbs import Verbs
 from agentos.errors import AgentOSError, ConnectionLost
 from agentos.wire.address import ById, Connect, gateway_path
 from agentos.wire.client_connection import ClientConnection, Completed, EventArrived, Failed, Opened
-from agentos.wire.encodings import BARE, Frame
+from agentos.wire.encodings import BARE_BYTES, Frame
 from agentos.wire.failures import error_of_close, reconnects
 from agentos.wire.terms import Terms, subprotocols_of_terms
 
@@ -45,7 +45,7 @@ class Link:
         self.handlers: dict[str, list[Handler]] = {}
         self.error: AgentOSError | None = None
         """Why the connection is over."""
-        self._state = ClientConnection(BARE)
+        self._state = ClientConnection(BARE_BYTES)
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._socket: WebSocket | None = None
         self._sends: set[asyncio.Task[None]] = set()
@@ -183,7 +183,7 @@ class Link:
         transport = self.way.transport
         target = type(target)(**{**_fields(target), "token": transport.token})
         url = "ws" + transport.endpoint.removeprefix("http") + gateway_path(target, Connect())
-        protocols: Any = subprotocols_of_terms(Terms(BARE))
+        protocols: Any = subprotocols_of_terms(Terms(BARE_BYTES))
         try:
             async with connect(
                 url, subprotocols=protocols, max_size=_FRAME_BYTES, compression=None,

@@ -11,7 +11,7 @@ import httpx
 
 from agentos.errors import ConnectionLost, InvalidRequest, VmNotFound
 from agentos.wire.address import Action, ById, ByKey, Target, gateway_path
-from agentos.wire.encodings import BARE, decode_http_error
+from agentos.wire.encodings import BARE_BYTES, decode_http_error
 from agentos.wire.failures import error_of
 from agentos.wire.keys import serialize_key, survives_query
 from agentos.wire.malformed import MalformedMessage
@@ -46,9 +46,9 @@ class Transport:
             limits = httpx.Limits(
                 max_connections=None, max_keepalive_connections=100, keepalive_expiry=_IDLE_SECONDS
             )
-            terms = Terms(BARE, token=self.token)
+            terms = Terms(BARE_BYTES, token=self.token)
             self._http = httpx.AsyncClient(
-                headers=[*headers_of_terms(terms), ("content-type", BARE.content_type)],
+                headers=[*headers_of_terms(terms), ("content-type", BARE_BYTES.content_type)],
                 limits=limits, timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
             )  # fmt: skip
         return self._http
@@ -89,7 +89,9 @@ class Transport:
 
     def _failure(self, response: httpx.Response) -> Exception:
         try:
-            failure = decode_http_error(BARE, response.headers.get("content-type", ""), response.content)
+            failure = decode_http_error(
+                BARE_BYTES, response.headers.get("content-type", ""), response.content
+            )
         except MalformedMessage:
             return ConnectionLost(
                 f"{self.endpoint} is no agentos server: it answered {response.status_code}",
@@ -100,9 +102,9 @@ class Transport:
 
     async def call(self, target: Target, name: str, args: tuple[Any, ...], wait: float | None) -> Any:
         """The output of an action."""
-        body = BARE.encode_body(HttpActionRequest(args))
+        body = BARE_BYTES.encode_body(HttpActionRequest(args))
         response = await self._request("POST", gateway_path(target, Action(name)), body, wait)
-        return BARE.decode_body(HttpActionResponse, response.content).output
+        return BARE_BYTES.decode_body(HttpActionResponse, response.content).output
 
     async def actors(self, **query: str) -> list[dict[str, Any]]:
         """The server's records of VMs, all pages of them."""

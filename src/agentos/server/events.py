@@ -181,7 +181,7 @@ class Subscriber:
 
 def encoded_page(stream: Stream, cursor: int, encoding: Encoding) -> _Page:
     """What follows `cursor`, as frames. Subscribers that are at the same place share them."""
-    key = (cursor, encoding.name)
+    key = (cursor, encoding)
     page: _Page | None = stream.pages.get(key)
     if page is None:
         read = stream.log.read(cursor, PAGE_BYTES)

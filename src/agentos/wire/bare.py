@@ -20,16 +20,22 @@ class BareReader:
     __slots__ = ("_at", "_data")
 
     def __init__(self, data: bytes) -> None:
-        self._data = data
+        self._data = memoryview(data)
         self._at = 0
 
-    def take(self, size: int) -> bytes:
+    def take(self, size: int) -> memoryview:
         end = self._at + size
         if end > len(self._data):
             raise malformed("BARE: the message ends inside a value")
         taken = self._data[self._at : end]
         self._at = end
         return taken
+
+    def byte(self) -> int:
+        if self._at >= len(self._data):
+            raise malformed("BARE: the message ends inside a value")
+        self._at += 1
+        return self._data[self._at - 1]
 
     def fixed(self, size: int) -> int:
         """An unsigned integer of `size` bytes: u8, u16 or u64."""
@@ -38,7 +44,7 @@ class BareReader:
     def uint(self) -> int:
         value = 0
         for index in range(_LONGEST_UINT):
-            byte = self.take(1)[0]
+            byte = self.byte()
             value |= (byte & 0x7F) << (7 * index)
             if byte < 0x80:
                 if value > _MOST or (byte == 0 and index):
@@ -47,17 +53,18 @@ class BareReader:
         raise malformed("BARE: a uint that is not in its shortest form, or beyond 64 bits")
 
     def boolean(self) -> bool:
-        byte = self.take(1)[0]
+        byte = self.byte()
         if byte > 1:
             raise malformed(f"BARE: a bool of {byte}")
         return byte == 1
 
-    def data(self) -> bytes:
+    def data(self) -> memoryview:
+        """A part of the message, not copied."""
         return self.take(self.uint())
 
     def text(self) -> str:
         try:
-            return self.data().decode()
+            return str(self.data(), "utf-8")
         except UnicodeDecodeError:
             raise malformed("BARE: text that is not UTF-8") from None
 
@@ -70,31 +77,33 @@ class BareReader:
 class BareWriter:
     """Collects primitives; `written` answers the bytes."""
 
-    __slots__ = ("_data",)
+    __slots__ = ("_parts",)
 
     def __init__(self) -> None:
-        self._data = bytearray()
+        self._parts: list[bytes] = []
 
     def written(self) -> bytes:
-        return bytes(self._data)
+        return b"".join(self._parts)
 
     def fixed(self, value: int, size: int) -> None:
         """An unsigned integer of `size` bytes: u8, u16 or u64."""
-        self._data += _checked(value, 256**size - 1).to_bytes(size, "little")
+        self._parts.append(_checked(value, 256**size - 1).to_bytes(size, "little"))
 
     def uint(self, value: int) -> None:
         _checked(value, _MOST)
+        digits = bytearray()
         while value > 0x7F:
-            self._data.append(value & 0x7F | 0x80)
+            digits.append(value & 0x7F | 0x80)
             value >>= 7
-        self._data.append(value)
+        digits.append(value)
+        self._parts.append(bytes(digits))
 
     def boolean(self, value: bool) -> None:
-        self._data.append(1 if value else 0)
+        self._parts.append(b"\1" if value else b"\0")
 
     def data(self, value: bytes) -> None:
         self.uint(len(value))
-        self._data += value
+        self._parts.append(value)
 
     def text(self, value: str) -> None:
         self.data(clean(value).encode())

@@ -62,8 +62,16 @@ class NativeForm(PairsForm):
         return cbor2.CBORTag(258, value)
 
 
+class BytesForm(PairsForm):
+    """Tagged pairs, but bytes as CBOR's own byte strings: a quarter less to send, and nothing to convert."""
+
+    def binary(self, value: bytes) -> Any:
+        return value
+
+
 PAIRS = PairsForm()
 NATIVE = NativeForm()
+BYTES = BytesForm()
 
 
 def wide(number: int) -> object:
@@ -76,16 +84,16 @@ def dump(tree: Any) -> bytes:
     return cbor2.dumps(tree, default=_write_wide)
 
 
-def dumps(value: Any) -> bytes:
+def dumps(value: Any, form: PairsForm = PAIRS) -> bytes:
     """The bytes of any value, in tagged pairs where CBOR alone would not do."""
-    return dump(encode_tree(value, PAIRS))
+    return dump(encode_tree(value, form))
 
 
 def _write_wide(encoder: cbor2.CBOREncoder, value: Any) -> None:
     encoder.write(struct.pack(">BQ", 0x1B, value.number))
 
 
-def load(data: bytes, bounds: Bounds) -> Any:
+def load(data: bytes | memoryview, bounds: Bounds) -> Any:
     """The tree that `data` describes, its tagged pairs not revived yet. Raises MalformedMessage."""
     check_size(data, bounds)
     reader = _Reader(data, bounds.items)
@@ -111,14 +119,14 @@ class _Reader:
 
     __slots__ = ("at", "data", "left")
 
-    def __init__(self, data: bytes, items: int) -> None:
-        self.data = data
+    def __init__(self, data: bytes | memoryview, items: int) -> None:
+        self.data = memoryview(data)
         self.at = 0
         self.left = items
 
     def item(self, depth: int) -> Any:
         self.spend(1)
-        head = self.take(1)[0]
+        head = self.byte()
         major, info = head >> 5, head & 31
         if major == 7:
             return self.special(info)
@@ -128,7 +136,7 @@ class _Reader:
         if major == 1:
             return -1 - size
         if major == 2:
-            return self.take(size) if size >= 0 else b"".join(self.chunks(2))
+            return bytes(self.take(size)) if size >= 0 else b"".join(self.chunks(2))
         if major == 3:
             return _text(self.take(size)) if size >= 0 else "".join(_text(one) for one in self.chunks(3))
         if depth <= 0:
@@ -142,7 +150,13 @@ class _Reader:
         if self.left < 0:
             raise malformed("CBOR: too many values in one message")
 
-    def take(self, size: int) -> bytes:
+    def byte(self) -> int:
+        if self.at >= len(self.data):
+            raise malformed("CBOR: the message ends inside a value")
+        self.at += 1
+        return self.data[self.at - 1]
+
+    def take(self, size: int) -> memoryview:
         end = self.at + size
         if end > len(self.data):
             raise malformed("CBOR: the message ends inside a value")
@@ -157,9 +171,9 @@ class _Reader:
             return _INDEFINITE
         raise malformed(f"CBOR: a head of {major << 5 | info:#04x} has no meaning")
 
-    def chunks(self, major: int) -> list[bytes]:
+    def chunks(self, major: int) -> list[memoryview]:
         found = []
-        while (head := self.take(1)[0]) != 0xFF:
+        while (head := self.byte()) != 0xFF:
             self.spend(1)
             info = head & 31
             size = info if info < 24 else self.argument(major, info)
@@ -186,7 +200,7 @@ class _Reader:
             raise malformed("CBOR: the message ends inside a map")
         found: dict[Any, Any] = {}
         while size:
-            if 0x80 <= self.take(1)[0] < 0xE0:  # their hashes could be chosen to be equal
+            if 0x80 <= self.byte() < 0xE0:  # their hashes could be chosen to be equal
                 raise malformed("CBOR: a key that is an array, a map or tagged")
             self.at -= 1
             key = self.item(0)
@@ -222,8 +236,8 @@ class _Reader:
         return _SIMPLE[info]
 
 
-def _text(data: bytes) -> str:
+def _text(data: memoryview) -> str:
     try:
-        return data.decode()
+        return str(data, "utf-8")
     except UnicodeDecodeError:
         raise malformed("CBOR: text that is not UTF-8") from None

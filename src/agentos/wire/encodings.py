@@ -53,6 +53,10 @@ class Encoding(Protocol):
         """Whether frames are sent as binary ones; text ones are refused then."""
 
     @property
+    def native_bytes(self) -> bool:
+        """Whether bytes are CBOR's own byte strings, in both directions, instead of tagged pairs with base64."""
+
+    @property
     def content_type(self) -> str:
         """Of HTTP bodies."""
 
@@ -77,6 +81,7 @@ class Json:
 
     name: Final = "json"
     binary: Final = False
+    native_bytes: Final = False
     content_type: Final = "application/json"
 
     def encode_frame(self, message: ToClient | ToServer) -> str:
@@ -107,8 +112,12 @@ class Cbor:
     binary: Final = True
     content_type: Final = "application/octet-stream"
 
+    def __init__(self, *, native_bytes: bool = False) -> None:
+        self.native_bytes = native_bytes
+        self._to_client = cbor.BYTES if native_bytes else cbor.PAIRS
+
     def encode_frame(self, message: ToClient | ToServer) -> bytes:
-        form = cbor.NATIVE if isinstance(message, TO_SERVER) else cbor.PAIRS
+        form = cbor.NATIVE if isinstance(message, TO_SERVER) else self._to_client
         return cbor.dump(trees.body_tree(message, form, cbor.wide))
 
     def decode_to_server(self, frame: Frame, bounds: Bounds = FROM_CLIENT) -> ToServer:
@@ -120,7 +129,7 @@ class Cbor:
         return trees.read_body(_TO_CLIENT_BY_TAG, tree, trees.Revival(bounds.depth))
 
     def encode_body(self, message: HttpMessage) -> bytes:
-        form = cbor.NATIVE if isinstance(message, _FROM_CLIENT) else cbor.PAIRS
+        form = cbor.NATIVE if isinstance(message, _FROM_CLIENT) else self._to_client
         return cbor.dump(trees.message_tree(message, form, cbor.wide))
 
     def decode_body(self, kind: type[_Http], data: bytes, bounds: Bounds | None = None) -> _Http:
@@ -136,8 +145,13 @@ class Bare:
     binary: Final = True
     content_type: Final = "application/octet-stream"
 
+    def __init__(self, *, native_bytes: bool = False) -> None:
+        self.native_bytes = native_bytes
+        self._form = cbor.BYTES if native_bytes else cbor.PAIRS
+
     def encode_frame(self, message: ToClient | ToServer) -> bytes:
-        return structs.write_frame(message, TO_SERVER if isinstance(message, TO_SERVER) else TO_CLIENT)
+        kinds = TO_SERVER if isinstance(message, TO_SERVER) else TO_CLIENT
+        return structs.write_frame(message, kinds, form=self._form)
 
     def decode_to_server(self, frame: Frame, bounds: Bounds = FROM_CLIENT) -> ToServer:
         return structs.read_frame(TO_SERVER, _binary(frame), bounds)
@@ -146,7 +160,7 @@ class Bare:
         return structs.read_frame(TO_CLIENT, _binary(frame), bounds)
 
     def encode_body(self, message: HttpMessage) -> bytes:
-        return structs.write_body(message)
+        return structs.write_body(message, form=self._form)
 
     def decode_body(self, kind: type[_Http], data: bytes, bounds: Bounds | None = None) -> _Http:
         return structs.read_body(kind, data, bounds or _bounds(kind))
@@ -155,13 +169,19 @@ class Bare:
 JSON: Final[Encoding] = Json()
 CBOR: Final[Encoding] = Cbor()
 BARE: Final[Encoding] = Bare()
+CBOR_BYTES: Final[Encoding] = Cbor(native_bytes=True)
+BARE_BYTES: Final[Encoding] = Bare(native_bytes=True)
 ENCODINGS: Final[dict[str, Encoding]] = {one.name: one for one in (JSON, CBOR, BARE)}
 """By name."""
+_WITH_BYTES: Final[dict[str, Encoding]] = {one.name: one for one in (JSON, CBOR_BYTES, BARE_BYTES)}
 
 
-def encoding_named(name: str | None) -> Encoding:
-    """The encoding that a client named; json where it named none. Raises MalformedMessage."""
-    found = ENCODINGS.get(name or "json")
+def encoding_named(name: str | None, *, native_bytes: bool = False) -> Encoding:
+    """The encoding that a client named; json where it named none. Raises MalformedMessage.
+
+    `native_bytes`: the client takes CBOR's own byte strings. JSON has none.
+    """
+    found = (_WITH_BYTES if native_bytes else ENCODINGS).get(name or "json")
     if found is None:
         raise unwanted("encoding", name, "json, cbor or bare")
     return found

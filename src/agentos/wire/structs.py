@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from agentos.errors import InvalidRequest
 from agentos.wire import cbor
 from agentos.wire.bare import BareReader, BareWriter
+from agentos.wire.cbor import PAIRS, PairsForm
 from agentos.wire.malformed import Bounds, MalformedMessage, check_size, malformed, unwanted
 from agentos.wire.messages import FIELDS, FIRST_VERSION, VERSION, ActorSpecifier, Field, Kind
 from agentos.wire.values import revive
@@ -17,24 +18,26 @@ from agentos.wire.values import revive
 _Message = TypeVar("_Message")
 
 
-def write_body(message: object, version: int = VERSION) -> bytes:
-    """The bytes of a message that stands alone, as HTTP bodies do."""
-    return _framed(message, version, None)
+def write_body(message: object, version: int = VERSION, form: PairsForm = PAIRS) -> bytes:
+    """The bytes of a message that stands alone, as HTTP bodies do; `form` is that of the CBOR inside."""
+    return _framed(message, version, None, form)
 
 
-def write_frame(message: object, kinds: tuple[type, ...], version: int = VERSION) -> bytes:
+def write_frame(
+    message: object, kinds: tuple[type, ...], version: int = VERSION, form: PairsForm = PAIRS
+) -> bytes:
     """The bytes of a WebSocket frame with `message`, which is one of `kinds`."""
-    return _framed(message, version, kinds.index(type(message)))
+    return _framed(message, version, kinds.index(type(message)), form)
 
 
-def _framed(message: object, version: int, tag: int | None) -> bytes:
+def _framed(message: object, version: int, tag: int | None, form: PairsForm) -> bytes:
     if not FIRST_VERSION.get(type(message), 1) <= version <= VERSION:
         raise InvalidRequest.argument("version", version, f"one that has {type(message).__name__}")
     out = BareWriter()
     out.fixed(version, 2)
     if tag is not None:
         out.fixed(tag, 1)
-    _write_struct(out, message, version)
+    _write_struct(out, message, version, form)
     return out.written()
 
 
@@ -106,19 +109,20 @@ def _read_field(reader: BareReader, field: Field, version: int, bounds: Bounds) 
     return value
 
 
-def _write_struct(out: BareWriter, message: object, version: int) -> None:
+def _write_struct(out: BareWriter, message: object, version: int, form: PairsForm) -> None:
     for field in FIELDS[type(message)]:
         if field.since <= version <= field.until:
-            _write_field(out, field, getattr(message, field.attribute) if field.attribute else "", version)
+            value = getattr(message, field.attribute) if field.attribute else ""
+            _write_field(out, field, value, version, form)
 
 
-def _write_field(out: BareWriter, field: Field, value: Any, version: int) -> None:
+def _write_field(out: BareWriter, field: Field, value: Any, version: int, form: PairsForm) -> None:
     if field.optional:
         out.boolean(value is not None)
         if value is None:
             return
     if field.kind is Kind.SPECIFIER:
-        _write_struct(out, value, version)
+        _write_struct(out, value, version, form)
     elif field.kind is Kind.TEXT:
         out.text(value)
     elif field.kind is Kind.BOOL:
@@ -128,4 +132,4 @@ def _write_field(out: BareWriter, field: Field, value: Any, version: int) -> Non
     elif field.kind is Kind.UINT or field.kind is Kind.ID:
         out.uint(value)
     else:
-        out.data(cbor.dumps(list(value) if field.kind is Kind.ARGUMENTS else value))
+        out.data(cbor.dumps(list(value) if field.kind is Kind.ARGUMENTS else value, form))

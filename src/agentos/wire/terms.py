@@ -21,6 +21,8 @@ from agentos.wire.values import UNDEFINED, encode_tree, revive
 SUBPROTOCOL: Final = "rivet"
 """The one to select in the answer to a handshake: without it, clients never get connected."""
 
+_NATIVE_BYTES: Final = "native"
+"""A client that says so takes bytes as CBOR's own byte strings. Servers that do not know it send tagged pairs."""
 _MOST_TEXT: Final = 65_536
 
 
@@ -48,7 +50,9 @@ def terms_of_headers(headers: Iterable[tuple[bytes, bytes]]) -> Terms:
         if name in _HEADERS:
             given.setdefault(name, _header_text(raw_value))
     return Terms(
-        encoding_named(given.get("x-rivet-encoding")),
+        encoding_named(
+            given.get("x-rivet-encoding"), native_bytes=given.get("x-agentos-bytes") == _NATIVE_BYTES
+        ),
         _read_params(given.get("x-rivet-conn-params")),
         given.get("x-rivet-token") or bearer_token(given.get("authorization")),
         _read_target(given.get("x-rivet-target"), given.get("x-rivet-actor")),
@@ -59,6 +63,7 @@ def terms_of_headers(headers: Iterable[tuple[bytes, bytes]]) -> Terms:
 _HEADERS: Final = frozenset(
     (
         "authorization",
+        "x-agentos-bytes",
         "x-rivet-encoding",
         "x-rivet-conn-params",
         "x-rivet-token",
@@ -90,7 +95,7 @@ def terms_of_subprotocols(offered: Iterable[str]) -> Terms:
         name, _, value = one.strip().partition(".")
         given.setdefault(name, value)
     return Terms(
-        encoding_named(given.get("rivet_encoding")),
+        encoding_named(given.get("rivet_encoding"), native_bytes=given.get("agentos_bytes") == _NATIVE_BYTES),
         _read_params(_decoded(given.get("rivet_conn_params"))),
         given.get("rivet_token"),
         _read_target(given.get("rivet_target"), given.get("rivet_actor")),
@@ -132,6 +137,8 @@ def select_subprotocol(offered: Sequence[str]) -> str | None:
 def headers_of_terms(terms: Terms) -> list[tuple[str, str]]:
     """The headers with which a client says `terms`, parameters in ASCII."""
     said = [("x-rivet-encoding", terms.encoding.name)]
+    if terms.encoding.native_bytes:
+        said.append(("x-agentos-bytes", _NATIVE_BYTES))
     if terms.params is not UNDEFINED:
         said.append(("x-rivet-conn-params", _params_text(terms.params)))
     if terms.token is not None:
@@ -150,6 +157,8 @@ def _params_text(params: Any) -> str:
 def subprotocols_of_terms(terms: Terms) -> list[str]:
     """The subprotocols with which a client says `terms`, in the order that given clients use."""
     said = [SUBPROTOCOL, f"rivet_encoding.{terms.encoding.name}"]
+    if terms.encoding.native_bytes:
+        said.append(f"agentos_bytes.{_NATIVE_BYTES}")
     if terms.actor_id is not None:
         said += ["rivet_target.actor", f"rivet_actor.{terms.actor_id}"]
         if terms.token is not None:

@@ -24,7 +24,7 @@ from agentos.wire import cbor, jsontext, keys
 from agentos.wire.address import Action, ById, ByKey, Connect, Request, gateway_path, parse_address
 from agentos.wire.client_connection import ClientConnection
 from agentos.wire.connection import ServerConnection
-from agentos.wire.encodings import ENCODINGS, Encoding
+from agentos.wire.encodings import BARE_BYTES, CBOR_BYTES, ENCODINGS, Encoding
 from agentos.wire.malformed import FROM_CLIENT, MalformedMessage
 from agentos.wire.messages import (
     ActionRequest,
@@ -99,7 +99,8 @@ def frames_to_client(encoding: Encoding) -> Decoder:
 
 def targets() -> Iterator[tuple[str, Decoder, list[bytes]]]:
     """Every decoder by its name, with valid inputs to start from."""
-    for name, encoding in ENCODINGS.items():
+    every = {**ENCODINGS, "bare with bytes": BARE_BYTES, "cbor with bytes": CBOR_BYTES}
+    for name, encoding in every.items():
         yield f"{name} to server", frames_to_server(encoding), [_bytes(encoding, one) for one in TO_SERVER]
         yield f"{name} to client", frames_to_client(encoding), [_bytes(encoding, one) for one in TO_CLIENT]
         for body in BODIES:

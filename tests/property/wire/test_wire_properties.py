@@ -24,7 +24,7 @@ from agentos.wire.address import (
     gateway_path,
     parse_address,
 )
-from agentos.wire.encodings import CBOR, ENCODINGS, JSON, Encoding
+from agentos.wire.encodings import BARE_BYTES, CBOR, CBOR_BYTES, ENCODINGS, JSON, Encoding
 from agentos.wire.malformed import FROM_CLIENT, MalformedMessage
 from agentos.wire.messages import (
     TO_SERVER,
@@ -82,7 +82,7 @@ PLAIN = st.recursive(
 """Values that hold nothing that looks like a pair, for a client's cbor, which does not tell them apart."""
 IDS = st.integers(0, 2**64 - 1)
 ACTORS = st.none() | st.builds(ActorSpecifier, st.text(), st.integers(0, 2**53 - 1), st.none() | st.text())
-ENCODING = st.sampled_from(list(ENCODINGS.values()))
+ENCODING = st.sampled_from([*ENCODINGS.values(), BARE_BYTES, CBOR_BYTES])
 
 
 def _messages(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -143,7 +143,7 @@ def test_floats(value: float) -> None:
     assert in_json == value if math.isfinite(value) else in_json is None
 
 
-@given(st.sampled_from([JSON, ENCODINGS["bare"]]), _messages(VALUES))
+@given(st.sampled_from([JSON, ENCODINGS["bare"], BARE_BYTES]), _messages(VALUES))
 def test_frames(encoding: Encoding, message: Any) -> None:
     """Every message goes through a frame of json and of bare."""
     assert _decoded(encoding, message, encoding.encode_frame(message)) == message
@@ -155,7 +155,7 @@ def test_cbor_frames(message: Any) -> None:
     assert _decoded(CBOR, message, CBOR.encode_frame(message)) == message
 
 
-@given(st.sampled_from([JSON, ENCODINGS["bare"]]), _bodies(VALUES))
+@given(st.sampled_from([JSON, ENCODINGS["bare"], BARE_BYTES]), _bodies(VALUES))
 def test_bodies(encoding: Encoding, message: Any) -> None:
     """Every body goes through json and bare."""
     assert encoding.decode_body(type(message), encoding.encode_body(message)) == message

@@ -21,7 +21,7 @@ from agentos.wire.address import (
     gateway_path,
     parse_address,
 )
-from agentos.wire.encodings import BARE, CBOR, JSON
+from agentos.wire.encodings import BARE, BARE_BYTES, CBOR, JSON
 from agentos.wire.malformed import MalformedMessage
 from agentos.wire.terms import (
     SUBPROTOCOL,
@@ -261,6 +261,12 @@ def test_subprotocols() -> None:
     assert terms_of_subprotocols([]) == Terms(JSON, UNDEFINED)
     assert select_subprotocol([" rivet", "x"]) == SUBPROTOCOL
     assert select_subprotocol(["x"]) is None
+    native = subprotocols_of_terms(Terms(BARE_BYTES))
+    assert native == ["rivet", "rivet_encoding.bare", "agentos_bytes.native"]
+    assert terms_of_subprotocols(native) == Terms(BARE_BYTES)
+    assert terms_of_subprotocols(["rivet", "rivet_encoding.bare", "agentos_bytes.other"]) == Terms(BARE)
+    raw = [(name.encode(), value.encode()) for name, value in headers_of_terms(Terms(BARE_BYTES))]
+    assert terms_of_headers(raw) == Terms(BARE_BYTES)
     for bad in ("rivet_encoding.xml", "rivet_conn_params.%ff", "rivet_conn_params.{", "rivet_target.actor"):
         with pytest.raises(MalformedMessage):
             terms_of_subprotocols([bad])

@@ -11,14 +11,14 @@ from agentos.wire import client_connection as client_side
 from agentos.wire import connection as server_side
 from agentos.wire.client_connection import ClientConnection, Completed, EventArrived, Failed, Opened
 from agentos.wire.connection import ActionCalled, Refused, ServerConnection, Subscribed, Unsubscribed
-from agentos.wire.encodings import ENCODINGS, JSON, Encoding, Frame
+from agentos.wire.encodings import BARE_BYTES, ENCODINGS, JSON, Encoding, Frame
 from agentos.wire.malformed import MalformedMessage
 from agentos.wire.messages import ActionRequest, ActorSpecifier, Error, Init, SubscriptionRequest
 
 ACTOR = ActorSpecifier("abc", 1, "my-agent")
 
 
-@pytest.fixture(params=ENCODINGS.values(), ids=ENCODINGS)
+@pytest.fixture(params=[*ENCODINGS.values(), BARE_BYTES], ids=[*ENCODINGS, "bare with bytes"])
 def encoding(request: pytest.FixtureRequest) -> Encoding:
     chosen: Encoding = request.param
     return chosen

@@ -12,7 +12,9 @@ from agentos.wire import cbor, structs
 from agentos.wire.bare import BareReader, BareWriter
 from agentos.wire.encodings import (
     BARE,
+    BARE_BYTES,
     CBOR,
+    CBOR_BYTES,
     ENCODINGS,
     JSON,
     Encoding,
@@ -28,6 +30,7 @@ from agentos.wire.messages import (
     ActionResponse,
     ActorSpecifier,
     Error,
+    Event,
     HttpActionRequest,
     HttpActionResponse,
     HttpQueueSendRequest,
@@ -38,7 +41,7 @@ from agentos.wire.messages import (
 )
 from agentos.wire.values import UNDEFINED
 
-ALL = list(ENCODINGS.values())
+ALL = [*ENCODINGS.values(), BARE_BYTES, CBOR_BYTES]
 
 
 @pytest.mark.parametrize("version", [1, 2, 3, 4])
@@ -217,3 +220,29 @@ def test_input() -> None:
     """An actor's input is CBOR with pairs."""
     assert cbor.load(encode_value([b"\x01"]), FROM_SERVER) == [["$Uint8Array", "AQ=="]]
     assert cbor.load(encode_value(1), FROM_CLIENT) == 1
+
+
+def test_bytes_as_bytes_for_a_client_that_takes_them() -> None:
+    """In both directions and both binary encodings; for every other client the tagged pair, as ever."""
+    data = bytes(range(256)) * 40
+    event = Event("processOutput", ({"pid": 1, "data": data, "pair": ["$HOME", 1]},))
+    for plain, native in ((BARE, BARE_BYTES), (CBOR, CBOR_BYTES)):
+        frame, tagged = native.encode_frame(event), plain.encode_frame(event)
+        assert isinstance(frame, bytes)
+        assert isinstance(tagged, bytes)
+        assert data in frame
+        assert data not in tagged
+        assert b"$Uint8Array" in tagged
+        assert len(frame) < len(data) + 100
+        for reader in (plain, native):
+            assert reader.decode_to_client(frame) == event
+            assert reader.decode_to_client(tagged) == event
+        request = ActionRequest(1, "writeFile", ("p", data))
+        assert plain.decode_to_server(native.encode_frame(request)) == request
+        body = native.encode_body(HttpActionResponse(data))
+        assert data in body
+        assert plain.decode_body(HttpActionResponse, body).output == data
+    assert encoding_named("bare", native_bytes=True) is BARE_BYTES
+    assert encoding_named("cbor", native_bytes=True) is CBOR_BYTES
+    assert encoding_named(None, native_bytes=True) is JSON
+    assert encoding_named("bare") is BARE
