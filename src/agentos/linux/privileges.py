@@ -11,6 +11,8 @@ from agentos.linux import syscalls
 # linux/capability.h
 CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID, CAP_KILL, CAP_SETGID, CAP_SETUID = 0, 1, 3, 4, 5, 6, 7
 CAP_NET_BIND_SERVICE = 10
+CAP_SYS_ADMIN = 1 << 21
+"""As a mask."""
 _LAST_CAP_FILE = "/proc/sys/kernel/cap_last_cap"
 
 PACKAGE_CAPS = (CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID, CAP_KILL, CAP_SETGID, CAP_SETUID)

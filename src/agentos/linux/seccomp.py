@@ -63,7 +63,6 @@ _ALLOWED = """
     memfd_create eventfd eventfd2 signalfd signalfd4 timerfd_create timerfd_settime timerfd_gettime
     inotify_init inotify_init1 inotify_add_watch inotify_rm_watch
     select pselect6 poll ppoll epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2
-    io_setup io_destroy io_submit io_cancel io_getevents io_pgetevents
 
     stat fstat lstat newfstatat statx statfs fstatfs access faccessat faccessat2 getdents getdents64
     getcwd chdir fchdir mkdir mkdirat rmdir rename renameat renameat2 link linkat unlink unlinkat
@@ -94,8 +93,6 @@ _ALLOWED = """
 
     time gettimeofday clock_gettime clock_getres adjtimex clock_adjtime nanosleep clock_nanosleep
     alarm getitimer setitimer timer_create timer_settime timer_gettime timer_getoverrun timer_delete
-
-    setrlimit prlimit64
 
     connect accept accept4 bind listen shutdown getsockname getpeername getsockopt setsockopt
     sendto recvfrom sendmsg recvmsg sendmmsg recvmmsg
@@ -133,6 +130,8 @@ _REFUSED: dict[str, str] = {
 # Calls that are answered with ENOSYS, under the reason why.
 _ABSENT: dict[str, str] = {
     "its flags lie behind a pointer; libcs fall back to clone() on ENOSYS, and only then": "clone3",
+    "its contexts are counted for the whole machine (fs.aio-max-nr): one VM could use up all": """
+        io_setup io_destroy io_submit io_cancel io_getevents io_pgetevents""",
     "shows the page cache that VMs share; before Linux 6.14 for every readable file": "cachestat",
     "tells what /proc/self/mountinfo tells, which can be covered": "statmount listmount",
     "an ioctl by path; its few users fall back to the ioctl": "file_getattr file_setattr",
@@ -175,6 +174,9 @@ _REFUSED_PRCTLS = (
     67,  # PR_SET_MEMORY_MERGE: pages shared with other VMs tell their contents by time (CVE-2015-2877)
 )
 _MADV_MERGEABLE = 12  # asm-generic/mman-common.h; the same for one mapping
+
+_RLIMIT_CORE = 4  # asm-generic/resource.h
+_NOTHING_DONE = _error(0)  # the call returns 0
 
 # linux/stat.h
 _S_IFMT, _S_IFCHR, _S_IFBLK = 0xF000, 0x2000, 0x6000
@@ -237,6 +239,8 @@ def _looked_into() -> dict[str, bytes]:
         "personality": look_at(argument(0), one_of(_PERSONALITIES, _ALLOW, _EPERM)),
         "prctl": look_at(argument(0), _prctl()),
         "madvise": look_at(argument(2), one_of((_MADV_MERGEABLE,), _error(errno.EINVAL), _ALLOW)),
+        "setrlimit": look_at(argument(0), one_of((_RLIMIT_CORE,), _NOTHING_DONE, _ALLOW)),
+        "prlimit64": _limit(),
         "mknod": _make_node(argument(1)),
         "mknodat": _make_node(argument(2)),
     }
@@ -264,6 +268,24 @@ def _prctl() -> bytes:
     options = dict.fromkeys((*range(1, _LAST_PRCTL + 1), *_NAMED_PRCTLS), _ALLOW)
     options |= dict.fromkeys(_REFUSED_PRCTLS, _EPERM)
     return dispatch(options, otherwise=_error(errno.EINVAL))
+
+
+def _limit() -> bytes:
+    """Allow prlimit(2) to read any limit and to set the caller's own, but for that of core files.
+
+    Whoever has the same user id may otherwise set those of the VM's spawner, or with one id for all those of its
+    init. And init's limit of core files, 1, is the one value with which the kernel starts no program of the host
+    (core(5)): a program that sets its own, mostly to 0, is told that it has.
+    """
+    limited = one_of((_RLIMIT_CORE,), _if_null(3, _NOTHING_DONE, _EPERM), _ALLOW)
+    of_itself = look_at(argument(0), one_of((0,), look_at(argument(1), limited), _EPERM))
+    return _if_null(2, _ALLOW, of_itself)
+
+
+def _if_null(index: int, then: bytes, otherwise: bytes) -> bytes:
+    """Run `then` if a pointer is NULL, of which both halves count."""
+    low = look_at(argument(index), one_of((0,), then, otherwise))
+    return look_at(argument(index, high=True), one_of((0,), low, otherwise))
 
 
 def _make_node(mode: int) -> bytes:

@@ -89,6 +89,7 @@ _mount = _prototype(
 )
 _umount2 = _prototype("umount2", ctypes.c_char_p, ctypes.c_int)
 _unshare = _prototype("unshare", ctypes.c_int)
+_setns = _prototype("setns", ctypes.c_int, ctypes.c_int)
 _prctl = _prototype("prctl", ctypes.c_int, *[ctypes.c_ulong] * 4)
 _sethostname = _prototype("sethostname", ctypes.c_char_p, ctypes.c_size_t)
 _capset = _prototype("capset", ctypes.c_void_p, ctypes.c_void_p)
@@ -129,6 +130,11 @@ def umount2(target: str, flags: int = 0) -> None:
 def unshare(flags: int) -> None:
     """unshare(2). With CLONE_NEWUSER the caller must have a single thread."""
     _check(_unshare(flags), "unshare", hex(flags))
+
+
+def setns(fd: int, flags: int) -> None:
+    """setns(2). For a user namespace the caller must have a single thread."""
+    _check(_setns(fd, flags), "setns", hex(flags))
 
 
 def pivot_root(new_root: str, put_old: str) -> None:

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from agentos.linux import binfmt, mounts, privileges, syscalls
+from agentos.linux import binfmt, mounts, privileges, proc, syscalls
 from agentos.machine.channel import BlockingChannel
 
 Step = tuple[str, dict[str, Any]]
@@ -40,6 +40,9 @@ class Boot:
         self.prepared = prepared
         self.to_init = to_init
         self.kept_fds: list[int] = []
+        self.has_root_namespace = False
+        """Whether the last of `kept_fds` is the user namespace that shows the VM's one id as root."""
+        self._proc_self = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def apply(self, steps: list[Step]) -> None:
         """Apply `steps` in order. Raises StepFailed at the first that fails."""
@@ -49,7 +52,7 @@ class Boot:
             except OSError as error:
                 target = arguments.get("target") or arguments.get("path") or ""
                 raise StepFailed(f"{operation} {target}".strip(), error) from error
-        self.to_init.send({"booted": True}, self.kept_fds)
+        self.to_init.send({"booted": True, "root_namespace": self.has_root_namespace}, self.kept_fds)
 
     def by_init(self, operation: str, **arguments: Any) -> None:
         """Have init do what is about itself."""
@@ -99,6 +102,13 @@ class Boot:
     def pivot_root(self, root: str, detach: str) -> None:
         mounts.pivot(root)
 
+    def users_limits(self, share: int) -> None:
+        """What the kernel counts for each host user, over all user namespaces: this VM gets a part of it."""
+        for name in ("instances", "watches"):
+            most = int(proc.read_small(f"/proc/sys/fs/inotify/max_user_{name}", 64))
+            with open(f"/proc/sys/user/max_inotify_{name}", "w", encoding="ascii") as file:
+                file.write(str(max(1, most // share)))
+
     def hostname(self, name: str) -> None:
         syscalls.sethostname(name)
 
@@ -109,6 +119,23 @@ class Boot:
 
     def binfmt_misc(self, rule: str) -> None:
         self.kept_fds.append(binfmt.register(rule))
+
+    def root_namespace(self) -> None:
+        """With a single mapped id there is no uid 0: one more user namespace shows what runs in it a root.
+
+        Made before anything of the guest runs: whoever writes the maps is dumpable, and so could be traced by
+        the guest, whose id it has.
+        """
+        uid, gid = os.getuid(), os.getgid()
+        syscalls.unshare(syscalls.CLONE_NEWUSER)
+        for name, content in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+            fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._proc_self)
+            try:
+                os.write(fd, content.encode())
+            finally:
+                os.close(fd)
+        self.kept_fds.append(os.open("ns/user", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc_self))
+        self.has_root_namespace = True
 
     def limits(self, processes: int, open_files: int) -> None:
         self.by_init("limits", processes=processes, open_files=open_files)
@@ -122,13 +149,16 @@ def make_filesystem(type: str, target: str, options: dict[str, str], attributes:
 def set_limits(processes: int, open_files: int) -> None:
     """What init and all that it forks may use. `processes` is set for its children alone: see `confinement`."""
     privileges.set_limit(resource.RLIMIT_NOFILE, open_files)
-    privileges.set_limit(resource.RLIMIT_CORE, 0)
+    # Not 0: a core_pattern that begins with | starts a program of the host for that too, core(5).
+    privileges.set_limit(resource.RLIMIT_CORE, 1)
     privileges.set_limit(resource.RLIMIT_MEMLOCK, 64 * 1024)
     privileges.set_limit(resource.RLIMIT_RTPRIO, 0)
 
 
-def follow(from_boot: BlockingChannel) -> tuple[int, list[int]]:
-    """Init's part of the boot: do as asked until it is over. Returns the limit of processes and what to keep open.
+def follow(from_boot: BlockingChannel) -> tuple[int, list[int], int]:
+    """Init's part of the boot: do as asked until it is over.
+
+    Returns the limit of processes, what to keep open, and of that the user namespace of the VM's root, or -1.
 
     Raises ChannelBroken when the boot has failed; its parent has told the host why.
     """
@@ -137,7 +167,7 @@ def follow(from_boot: BlockingChannel) -> tuple[int, list[int]]:
         message, fds = from_boot.receive()
         if "booted" in message:
             os.chdir("/")
-            return processes, fds
+            return processes, fds, fds[-1] if message["root_namespace"] else -1
         arguments = message["arguments"]
         try:
             if message["do"] == "limits":
@@ -155,7 +185,7 @@ def follow(from_boot: BlockingChannel) -> tuple[int, list[int]]:
 _OPERATIONS: dict[str, Callable[..., None]] = {
     name: getattr(Boot, name)
     for name in (
-        "private_mounts", "filesystem", "bind", "remount", "overlay", "mount_point", "pivot_root",
-        "hostname", "loopback", "binfmt_misc", "limits",
+        "private_mounts", "users_limits", "filesystem", "bind", "remount", "overlay", "mount_point", "pivot_root",
+        "hostname", "loopback", "binfmt_misc", "root_namespace", "limits",
     )
 }  # fmt: skip

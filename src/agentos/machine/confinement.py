@@ -6,6 +6,7 @@ socket, without privileges to gain, under the system-call filter, and not tracea
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import signal
@@ -14,7 +15,8 @@ import socket
 from agentos.linux import privileges, seccomp, syscalls
 from agentos.machine.channel import BlockingChannel, ChannelBroken, Message
 
-CAP_SYS_ADMIN = 1 << 21  # linux/capability.h
+_KEPT_FD = 5
+"""In a child: the namespace of the VM's root, after at most two descriptors of its own."""
 
 
 class Confinement:
@@ -24,12 +26,15 @@ class Confinement:
         self.mode = mode
         self.last_cap = last_cap
         self.filter_program = filter_program
+        self.root_namespace = -1
+        """With a single id: the user namespace in which it is shown as root."""
 
     def bind(self, *, root: bool, processes: int) -> None:
         """Give up for good all that neither the VM's user nor, with `root`, its root may have."""
         fake_root = root and self.mode == "single"
         if fake_root:
-            _become_namespace_root()
+            syscalls.setns(_KEPT_FD, syscalls.CLONE_NEWUSER)
+            os.close(_KEPT_FD)
         keep = privileges.ROOT_CAPS if root and not fake_root else 0
         privileges.drop_bounding(self.last_cap, keep=keep)
         privileges.set_limit(resource.RLIMIT_NPROC, processes)
@@ -56,20 +61,6 @@ class Confinement:
         privileges.set_undumpable()
 
 
-def _become_namespace_root() -> None:
-    """With a single mapped id there is no uid 0: one more user namespace shows what runs in it a root."""
-    uid, gid = os.getuid(), os.getgid()
-    # An undumpable process's /proc files belong to the global root: for the maps it must be dumpable.
-    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
-    syscalls.unshare(syscalls.CLONE_NEWUSER)
-    for name, content in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
-        fd = os.open(f"/proc/self/{name}", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, content.encode())
-        finally:
-            os.close(fd)
-
-
 def fork_confined(fds: list[int], message: Message, confinement: Confinement, processes: int) -> int:
     """Fork a child that serves what `message` asks for on the socket `fds[0]`. Returns its pid."""
     pid = os.fork()
@@ -77,7 +68,8 @@ def fork_confined(fds: list[int], message: Message, confinement: Confinement, pr
         return pid
     code = 125
     try:
-        _forget_init(fds)
+        root = message["kind"] == "spawner" and message["uid"] == 0
+        _forget_init(fds, confinement.root_namespace if root else -1)
         code = _serve(BlockingChannel(socket.socket(fileno=3)), message, confinement, processes)
     finally:
         os._exit(code)
@@ -113,12 +105,17 @@ def _serve(channel: BlockingChannel, message: Message, confinement: Confinement,
     return 0
 
 
-def _forget_init(fds: list[int]) -> None:
-    """In the child: a session of its own, default signals, and no descriptor but `fds`, from 3 on."""
+def _forget_init(fds: list[int], kept: int) -> None:
+    """In the child: a session of its own, default signals, and no descriptor but `fds`, from 3 on, and `kept`."""
     os.setsid()
     signal.set_wakeup_fd(-1)
     privileges.default_signals()
+    if kept >= 0:
+        kept = fcntl.fcntl(kept, fcntl.F_DUPFD_CLOEXEC, _KEPT_FD + 1)  # out of the way of what follows
     for target, fd in enumerate(sorted(fds), 3):
         if fd != target:
             os.dup2(fd, target, inheritable=False)
-    os.closerange(3 + len(fds), 1 << 20)
+    if kept >= 0:
+        os.dup2(kept, _KEPT_FD, inheritable=False)
+    os.closerange(3 + len(fds), _KEPT_FD)
+    os.closerange(_KEPT_FD + (kept >= 0), 1 << 20)

@@ -59,6 +59,10 @@ class IdRanges:
             return f"{AGENTOS} 0 1"
         return f"0 {self.first + slot * RANGE} {self.count}"
 
+    def owner(self, slot: int) -> int | None:
+        """The host id that is to own a VM's user namespace; None where the caller has no choice."""
+        return self.first + slot * RANGE if self.mode == "root" else None
+
     def write_maps(self, pid: int, slot: int) -> None:
         """Give the fresh user namespace of `pid` its ids."""
         line = self.map_line(slot)

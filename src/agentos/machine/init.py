@@ -320,7 +320,7 @@ def main(
 ) -> int:
     """PID 1's whole life. Returns its exit code."""
     try:
-        processes, _kept_open = boot.follow(from_boot)
+        processes, _kept_open, confinement.root_namespace = boot.follow(from_boot)
         init = Init(channel, lifeline, confinement, processes)
         from_boot.send({"ready": True})
         from_boot.close()

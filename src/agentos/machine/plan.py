@@ -24,6 +24,10 @@ OURS = "/opt/agentos/"
 UIDS = {"root": 0, "agentos": 1000}
 ID_COUNT = 65_536
 TTY_GID = 5
+TERMINALS = 256
+"""Pseudoterminals of one VM. The kernel has a few thousand for the whole machine (kernel.pty.max)."""
+VMS_OF_A_USER = 4
+"""A VM that shares its host user with others gets this part of what the kernel counts for each user."""
 WASM_RULE = r":wasm:M::\x00asm::/opt/agentos/bin/wasm:"
 
 # Parts of /proc that speak of the whole host: hidden, or at least not writable.
@@ -73,6 +77,8 @@ def plan_vm(spec: VmSpec, facts: HostFacts) -> list[Step]:
     stage, root = facts.stage, f"{facts.stage}/root"
     steps: list[Step] = [
         ("private_mounts", {}),
+        # As root a VM has a host user of its own, to whom the kernel counts what it uses.
+        *([] if facts.mode == "root" else [("users_limits", {"share": VMS_OF_A_USER})]),
         *_writable_layer(spec, facts),
         *(_system_directories(facts, root) if spec.image is None else []),
         *_devices(spec, facts, root),
@@ -101,6 +107,8 @@ def plan_vm(spec: VmSpec, facts: HostFacts) -> list[Step]:
     ]
     if facts.binfmt_misc:
         steps.append(("binfmt_misc", {"rule": WASM_RULE}))
+    if facts.mode == "single":
+        steps.append(("root_namespace", {}))
     steps.append(("limits", {"processes": spec.limits.processes, "open_files": spec.limits.open_files}))
     return steps
 
@@ -151,7 +159,7 @@ def _system_directories(facts: HostFacts, root: str) -> list[Step]:
 
 
 def _devices(spec: VmSpec, facts: HostFacts, root: str) -> list[Step]:
-    pts = {"newinstance": "", "ptmxmode": "0666", "mode": "0620"}
+    pts = {"newinstance": "", "ptmxmode": "0666", "mode": "0620", "max": str(TERMINALS)}
     if facts.mode != "single":
         pts["gid"] = str(TTY_GID)
     shm = {"size": str(spec.limits.shm_bytes), "nr_inodes": "16384", "mode": "1777"}

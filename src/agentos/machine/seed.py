@@ -107,8 +107,13 @@ class Seed:
         for path in message["join"]:
             # By itself and before the user namespace: being moved by another process can take the kernel 10 ms.
             _write_zero(path)
+        if message["owner"] is not None:
+            # The kernel counts what is used in a user namespace to whoever made it, too: not to the host's root.
+            privileges.become(message["owner"], message["owner"], capabilities=privileges.CAP_SYS_ADMIN)
         syscalls.unshare(syscalls.CLONE_NEWUSER)
-        sync.send({"pid": os.getpid()})
+        userns = os.open("/proc/self/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        sync.send({"pid": os.getpid()}, [userns])
+        os.close(userns)
         _, prepared = sync.receive()
         self.ids.take_root()
         # The cgroup joined before becomes the root of the cgroup namespace.

@@ -21,7 +21,7 @@ from typing import Any
 
 from agentos.linux import privileges, proc, pty, syscalls
 from agentos.machine.channel import BlockingChannel, Message
-from agentos.machine.confinement import CAP_SYS_ADMIN, Confinement
+from agentos.machine.confinement import Confinement
 
 WASM_RUNNER = "/opt/agentos/bin/wasm"
 _ENOEXEC, _EACCES = 8, 13
@@ -43,7 +43,7 @@ class _Failed(Exception):
 def serve(channel: BlockingChannel, uid: int, confinement: Confinement) -> None:
     """The spawner's whole life, from the moment when it is confined. Ends with its channel."""
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
-    capabilities = CAP_SYS_ADMIN
+    capabilities = privileges.CAP_SYS_ADMIN
     if uid == 0 and confinement.mode != "single":
         capabilities |= privileges.ROOT_CAPS
     confinement.take_ids(uid, capabilities=capabilities)

@@ -134,9 +134,8 @@ class Zygote:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         vm = Vm(message["plan"], cgroup, gone_fd, slot, BlockingChannel(ours))
         try:
-            if self.ids.mode == "subuid" and message["storage"]:
-                # The user's own id is no id of the VM: its root's is.
-                os.chown(message["storage"], self.ids.first, self.ids.first, follow_symlinks=False)
+            if message["storage"]:
+                self._close_to_others(message["storage"])
             if message["image"] is not None:
                 self._fit_out(message["image"], f"{self.stage}/{message['fittings']}")
             self._ask_for_fork(channel, theirs)
@@ -156,6 +155,20 @@ class Zygote:
             return
         self.starting[ours.fileno()] = vm
         self.poll.register(ours.fileno(), select.POLLIN)
+
+    def _close_to_others(self, storage: str) -> None:
+        """Let nobody else of this host into the directory in which a VM may leave a program with the setuid bit."""
+        fd = os.open(storage, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fchmod(fd, 0o700)
+            if self.ids.mode == "subuid":
+                # The user's own id is no id of the VM: its root's is.
+                os.fchown(fd, self.ids.first, self.ids.first)
+        except OSError as error:
+            error.add_note(f"storage {storage}")
+            raise
+        finally:
+            os.close(fd)
 
     def _fit_out(self, path: str, fittings: str) -> None:
         """Make an image's fittings, when the first of its VMs is made."""
@@ -178,21 +191,23 @@ class Zygote:
 
     def _give_identity(self, vm: Vm) -> None:
         """Tell the VM's first process its cgroup, write its id maps, and hand it the mounts that need our rights."""
-        vm.sync.send({"join": vm.cgroup.join_files()})
-        message, _ = vm.sync.receive()
-        child = int(message["pid"])
-        self.ids.write_maps(child, vm.slot)
-        prepared = self._prepare_mounts(vm.plan, child)
+        vm.sync.send({"join": vm.cgroup.join_files(), "owner": self.ids.owner(vm.slot)})
+        message, fds = vm.sync.receive()
+        try:
+            self.ids.write_maps(int(message["pid"]), vm.slot)
+            prepared = self._prepare_mounts(vm.plan, fds[0])
+        finally:
+            for fd in fds:
+                os.close(fd)
         vm.sync.send({"mapped": True}, prepared)
         for fd in prepared:
             os.close(fd)
 
-    def _prepare_mounts(self, plan: list[Any], child: int) -> list[int]:
+    def _prepare_mounts(self, plan: list[Any], userns: int) -> list[int]:
         """Mounts seen through the VM's ids: only who is privileged over their file systems can make them."""
         wanted = [step[1] for step in plan if step[0] == "bind" and step[1].get("idmap")]
         if not wanted:
             return []
-        userns = os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
         made: list[int] = []
         try:
             for step in wanted:
@@ -202,8 +217,6 @@ class Zygote:
             for fd in made:
                 os.close(fd)
             raise
-        finally:
-            os.close(userns)
         return made
 
     def learn_pid(self, fd: int) -> None:

@@ -92,6 +92,7 @@ REFUSED = split("""
 
 ABSENT = split("""
     clone3 cachestat statmount listmount file_getattr file_setattr
+    io_setup io_destroy io_submit io_cancel io_getevents io_pgetevents
     _sysctl create_module get_kernel_syms query_module nfsservctl getpmsg putpmsg afs_syscall tuxcall security
     vserver set_thread_area get_thread_area epoll_ctl_old epoll_wait_old
 """)
@@ -107,7 +108,7 @@ NEEDED = split("""
     setsockopt accept4
     fchown fchownat setuid setgid setgroups setresuid setresgid capset
     setxattr fsetxattr setxattrat getxattrat listxattrat removexattrat
-    seccomp landlock_restrict_self mseal map_shadow_stack shmget mq_open io_setup copy_file_range splice tee
+    seccomp landlock_restrict_self mseal map_shadow_stack shmget mq_open copy_file_range splice tee
 """)
 NEEDED_ON_X86_64 = split("open stat fork vfork pipe access chown lchown arch_prctl uretprobe uprobe")
 

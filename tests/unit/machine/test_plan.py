@@ -91,10 +91,12 @@ def test_without_idmapped_mounts_software_is_read_only(mode: Mode) -> None:
     steps = plan_vm(VmSpec(), facts(mode, idmap=False, binfmt_misc=False))
     assert outline(steps) == [
         "private_mounts",
+        *([] if mode == "root" else ["users_limits"]),
         "filesystem /layer",
         "overlay /root",
         "bind /root/usr",
         *SYSTEM,
+        *(["root_namespace"] if mode == "single" else []),
         "limits",
     ]
     usr = next(arguments for operation, arguments in steps if arguments.get("target") == f"{STAGE}/root/usr")
