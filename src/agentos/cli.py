@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from agentos import __version__
 from agentos.commands import copy, demo, doctor, execute, processes, serve, terminal, vms
+from agentos.commands.remote import printable
 from agentos.errors import AgentOSError
 
 COMMANDS = (demo, serve, execute, terminal, processes, copy, vms, doctor)
@@ -49,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except AgentOSError as error:
-        print(f"agentos: {error.message}", file=sys.stderr)
+        message = "\n".join(map(printable, error.message.splitlines()))
+        print(f"agentos: {message}", file=sys.stderr)
         remedy = error.details.get("remedy")
         if remedy:
             print(f"agentos: {remedy}", file=sys.stderr)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from agentos.commands.remote import add_vm_options, import_client
+from agentos.commands.remote import add_vm_options, import_client, printable
 from agentos.errors import AgentOSError, FileError, InvalidRequest
 from agentos.wire.keys import deserialize_key
 
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         except OSError as error:
             if isinstance(error, AgentOSError) or error.filename is None:
                 raise
-            print(f"agentos: {error.strerror}: {error.filename}", file=sys.stderr)
+            print(f"agentos: {error.strerror}: {printable(str(error.filename))}", file=sys.stderr)
             return 1
     return 0
 
@@ -127,14 +127,22 @@ def _copy_out(files: RemoteFiles, source: str, target: str) -> None:
     entries = files.readdir_recursive(source)
     top = (files.stat(source)).path
     for entry in entries:
-        path = os.path.join(target, *posixpath.relpath(entry.path, top).split("/"))
+        path = os.path.join(target, *_parts_below(top, entry.path))
         if entry.type == "directory":
             os.makedirs(path, exist_ok=True)
         elif entry.type == "file":
             os.makedirs(os.path.dirname(path), exist_ok=True)
             _file_out(files, entry.path, path)
         else:
-            print(f"agentos: not a regular file, left out: {entry.path}", file=sys.stderr)
+            print(f"agentos: not a regular file, left out: {printable(entry.path)}", file=sys.stderr)
+
+
+def _parts_below(top: str, path: str) -> list[str]:
+    """The names on the way from `top` to `path`. What is not below it would be written elsewhere than was asked."""
+    parts = path.removeprefix(top.rstrip("/") + "/").split("/")
+    if path == "/".join(parts) or any(one in ("", ".", "..") or "\0" in one for one in parts):
+        raise FileError(f"the server lists what is not below {top}: {path}", path=path)
+    return parts
 
 
 def _file_out(files: RemoteFiles, source: str, target: str) -> None:

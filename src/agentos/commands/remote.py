@@ -86,8 +86,16 @@ def agent(client: Client, name: str, key: str, *, create: bool = False) -> Agent
     return kind.get_or_create(parts) if create else kind.get(parts)
 
 
+def printable(text: str) -> str:
+    """`text` of a VM's programs without what a terminal would take for a command: as \\x1b and the like."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+
+
 def table(heads: list[str], rows: list[list[str]]) -> str:
-    """Columns for a person; the last one is as long as it is."""
+    """Columns for a person, with nothing in them but what can be printed; the last one is as long as it is."""
+    rows = [list(map(printable, row)) for row in rows]
     widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads) - 1)]
     lines = [
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import struct
 import termios
 
 # asm-generic/ioctls.h; the termios module of older Pythons lacks them.
+_PTMX = os.makedev(5, 2)  # Documentation/admin-guide/devices.txt
 _TIOCSPTLCK, _TIOCGPTN = 0x40045431, 0x80045430
 
 
@@ -20,6 +22,12 @@ def open_master() -> int:
         os.close(master)
         raise
     return master
+
+
+def is_master(fd: int) -> bool:
+    """Whether `fd` is the master of a pseudoterminal, and nothing else."""
+    found = os.fstat(fd)
+    return stat.S_ISCHR(found.st_mode) and found.st_rdev == _PTMX
 
 
 def slave_path(master: int) -> str:

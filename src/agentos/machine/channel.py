@@ -57,9 +57,10 @@ def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None
 
 
 class Decoder:
-    """Bytes and descriptors as they arrive -> whole messages, in order."""
+    """Bytes and descriptors as they arrive -> whole messages, in order. It holds one frame of `most` bytes at most."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MAX_FRAME_BYTES) -> None:
+        self._most = most
         self._buffer = bytearray()
         self._fds: list[int] = []
 
@@ -71,6 +72,8 @@ class Decoder:
         try:
             while (one := self._next()) is not None:
                 complete.append(one)
+            if len(self._fds) > MAX_FDS:
+                raise ChannelBroken(f"{len(self._fds)} descriptors that no frame has promised")
         except ChannelBroken:
             for _, owned in complete:
                 self._fds += owned
@@ -82,7 +85,7 @@ class Decoder:
         if len(self._buffer) < _HEADER.size:
             return None
         length, fd_count = _HEADER.unpack_from(self._buffer)
-        if length > MAX_FRAME_BYTES or fd_count > MAX_FDS:
+        if length > self._most or fd_count > MAX_FDS:
             raise ChannelBroken(f"frame of {length} bytes with {fd_count} descriptors")
         end = _HEADER.size + length
         if len(self._buffer) < end:

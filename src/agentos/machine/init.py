@@ -26,6 +26,10 @@ _LOOKS = 20
 _CHASES = 50
 _MEMBERS_NAMED = 64
 _ENDS_REMEMBERED = 256
+_PAGE_CHARS = 128 * 1024
+"""Characters of the process table that travel at once; as JSON, one may take six bytes."""
+_ENTRY_CHARS = 300
+"""Of an entry, beside what is in it."""
 
 
 class Init:
@@ -138,15 +142,19 @@ class Init:
         return {"cpu_ms": sum(proc.cpu_ms(pid) for pid in self.lineage(int(message["mark"])))}
 
     def processes(self, message: Message, fds: list[int]) -> Message:
-        """The VM's process table, without init and its servants."""
-        table = []
+        """A page of the VM's process table from above pid `after`, without init and its servants."""
+        table: list[dict[str, object]] = []
+        chars = 0
         for pid in proc.pids():
-            if pid == 1 or pid in self.servants:
+            if pid <= max(1, int(message["after"])) or pid in self.servants:
                 continue
+            if chars > _PAGE_CHARS:
+                return {"processes": table, "more": True}
             entry = proc.read_process(pid)
             if entry is not None:
                 table.append(entry)
-        return {"processes": table}
+                chars += _ENTRY_CHARS + sum(len(str(value)) for value in entry.values())
+        return {"processes": table, "more": False}
 
     def members(self, message: Message, fds: list[int]) -> Message:
         """The living members of a lineage, named."""

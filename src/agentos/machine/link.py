@@ -14,10 +14,11 @@ import signal
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from agentos.errors import BootFailed, SpawnFailed, VmStopped
+from agentos.linux import pty
 from agentos.machine import channel
 from agentos.machine.channel import ChannelBroken, Decoder, Message
 from agentos.machine.spawner import JOURNAL_ENTRY
@@ -33,6 +34,13 @@ WARM_UP = 0
 _JOURNAL_READ_EVERY = 500
 """Quiet jobs after which the journal is read anyhow: far fewer than fit into its pipe."""
 MAX_UNSENT_BYTES = 4 * 1024 * 1024
+INIT_FRAME_BYTES = 4 * 1024 * 1024
+"""Greatest message of init: a page of the process table, or a lineage by name."""
+SERVANT_FRAME_BYTES = 64 * 1024
+"""Greatest message of a spawner or connector."""
+_NO_SENSE = (KeyError, TypeError, ValueError)
+"""What reading a message raises that is not as it should be."""
+_MAX_PID = 1 << 22  # PID_MAX_LIMIT of linux/threads.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,22 @@ class ExitEvent:
     orphans: tuple[tuple[int, str], ...]
 
 
+def whole(value: object, most: int, *, least: int = 0) -> int:
+    """A whole number from the VM. Raises ValueError for anything else, or out of bounds."""
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"no number from {least} to {most}")
+    return value
+
+
+def exit_of(message: Message) -> ExitEvent:
+    """The end of a leader, as a spawner or init reports it."""
+    cpu_ms = message["cpu_ms"]
+    if type(cpu_ms) not in (int, float) or not 0 <= cpu_ms < 2**63:
+        raise ValueError("no time")
+    status, max_rss = whole(message["status"], 0xFFFF), whole(message["maxrss"], 2**63 - 1)
+    return ExitEvent(0, status, float(cpu_ms), max_rss, ())
+
+
 class Port:
     """One non-blocking Unix socket on the event loop: messages out in order, messages in as they come."""
 
@@ -56,12 +80,13 @@ class Port:
         sock: socket.socket,
         received: Callable[[Message, list[int]], None],
         ended: Callable[[], None],
+        most: int = SERVANT_FRAME_BYTES,
     ) -> None:
         self._loop = loop
         self.sock = sock
         self._received = received
         self._ended = ended
-        self._decoder = Decoder()
+        self._decoder = Decoder(most)
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._unsent_bytes = 0
         self.closed = False
@@ -116,7 +141,11 @@ class Port:
             self._ended()
             return
         for message, owned in messages:
-            self._received(message, owned)
+            if self.closed:
+                for fd in owned:  # the one before was the last that is listened to
+                    os.close(fd)
+            else:
+                self._received(message, owned)
 
     def close(self) -> None:
         """Close the socket and every descriptor that waits on it."""
@@ -136,8 +165,9 @@ class Port:
 class Launch:
     """One program that a spawner was asked to start."""
 
-    def __init__(self, link: Link, number: int, spawner: Spawner) -> None:
+    def __init__(self, link: Link, number: int, spawner: Spawner, *, terminal: bool = False) -> None:
         loop = link.loop
+        self._terminal = terminal
         self.number = number
         self.spawner = spawner
         self.pid = 0
@@ -166,7 +196,10 @@ class Launch:
 
     def note_started(self, message: Message, fds: list[int]) -> None:
         """The spawner has started it."""
-        self.pid, self.mark = int(message["pid"]), int(message["mark"])
+        pid, mark = whole(message["pid"], _MAX_PID, least=1), whole(message["mark"], 2**64 - 1)
+        if self.settled.done() or len(fds) != self._terminal or not all(map(pty.is_master, fds)):
+            raise ValueError("no news, or not the descriptors of a program that was started")
+        self.pid, self.mark = pid, mark
         if fds:
             self.master_fd = fds.pop()
         self._settle()
@@ -186,11 +219,10 @@ class Launch:
         if not self.exited.done():
             self.exited.set_result(ExitEvent(0, signal.SIGKILL, 0.0, 0, ()))
 
-    def note_exit(self, message: Message, orphans: tuple[tuple[int, str], ...]) -> None:
+    def note_exit(self, end: ExitEvent, orphans: tuple[tuple[int, str], ...]) -> None:
         """Its leader has been reaped."""
-        status, cpu_ms, max_rss = int(message["status"]), float(message["cpu_ms"]), int(message["maxrss"])
         if not self.exited.done():
-            self.exited.set_result(ExitEvent(self.pid, status, cpu_ms, max_rss, orphans))
+            self.exited.set_result(replace(end, pid=self.pid, orphans=orphans))
 
     def _settle(self) -> None:
         if self._deadline:
@@ -249,7 +281,8 @@ class Spawner:
         ):
             launch = also if also and also.number == number else self.launches.get(number)
             if launch is not None and pid:
-                launch.note_started({"pid": pid, "mark": mark}, [])
+                if not launch.settled.done() and pid <= _MAX_PID:
+                    launch.note_started({"pid": pid, "mark": mark}, [])
             elif launch is not None:
                 launch.attempted = mark
 
@@ -262,20 +295,23 @@ class Spawner:
             if WARM_UP in (message.get("started"), message.get("exited"), message.get("failed")):
                 pass
             elif "exited" in message:
-                launch = self.launches.pop(int(message["exited"]))
+                end, strangers = exit_of(message), bool(message["strangers"])
+                launch = self.launches.pop(message["exited"])
                 self._exits += 1
-                if message["strangers"] or self._exits % _JOURNAL_READ_EVERY == 0:
+                if strangers or self._exits % _JOURNAL_READ_EVERY == 0:
                     self.read_journal(also=launch)
-                self._link.leader_exited(launch, message)
+                self._link.leader_exited(launch, end, strangers=strangers)
             elif "told" in message:
                 self.read_journal()
             elif "started" in message:
-                self.launches[int(message["started"])].note_started(message, fds)
-            elif "failed" in message and "pid" not in message:
+                self.launches[message["started"]].note_started(message, fds)
+            elif "failed" in message:
                 self._failed(message)
             elif "reaped" in message:
                 self.wake_watchers()
-        except (KeyError, TypeError, ValueError):
+            else:
+                raise ValueError("unknown message")
+        except _NO_SENSE:
             # It is ours, so this is a defect or a guest that took it over: it gets no second word.
             self.give_up()
         finally:
@@ -283,14 +319,14 @@ class Spawner:
                 os.close(fd)
 
     def _failed(self, message: Message) -> None:
-        number, step = int(message["errno"]), str(message["step"])
+        number, step = whole(message["errno"], 4095), str(message["step"])
         if message["failed"] == "spawner":
             for launch in self.launches.values():
                 launch.note_failed(number, step)
             self.launches.clear()
             self.close()
         else:
-            self.launches.pop(int(message["failed"])).note_failed(number, step)
+            self.launches.pop(message["failed"]).note_failed(number, step)
 
     def ask_for(self, launch: Launch) -> None:
         """Have the spawner say what became of a quiet job as soon as it has started it."""
@@ -340,7 +376,7 @@ class Link:
         self.booted: asyncio.Future[Message] = loop.create_future()
         self.ended: asyncio.Future[None] = loop.create_future()
         self.on_end: Callable[[], None] | None = None
-        self._port = Port(loop, sock, self._received, self._ended)
+        self._port = Port(loop, sock, self._received, self._ended, INIT_FRAME_BYTES)
         self._numbers = itertools.count(FIRST_NUMBER)
         self._requests: dict[int, asyncio.Future[Message]] = {}
         self._spawners: dict[int, Spawner] = {}
@@ -359,7 +395,7 @@ class Link:
             raise self.stopped_error()
         spawner = self.prepare(int(job["uid"]))
         number = self._last_launch = next(self._numbers)
-        launch = Launch(self, number, spawner)
+        launch = Launch(self, number, spawner, terminal=bool(job.get("pty")))
         spawner.start(launch, job, fds)
         return launch
 
@@ -403,20 +439,32 @@ class Link:
         if self._spawners:
             self._idle_timer = self.loop.call_later(IDLE_SECONDS, self._drop_idle, self._last_launch)
 
-    def leader_exited(self, launch: Launch, message: Message) -> None:
+    def leader_exited(self, launch: Launch, end: ExitEvent, *, strangers: bool) -> None:
         """A launch's leader was reaped. What outlived it, if anything, is asked for by name first."""
-        if not message["strangers"]:
-            launch.note_exit(message, ())
+        if not strangers:
+            launch.note_exit(end, ())
             return
         answer = self._ask("members", {"mark": launch.mark})
-        answer.add_done_callback(lambda done: self._name_orphans(launch, message, done))
+        answer.add_done_callback(lambda done: self._name_orphans(launch, end, done))
 
-    def _name_orphans(self, launch: Launch, message: Message, done: asyncio.Future[Message]) -> None:
-        if done.exception() is not None:
+    def _name_orphans(self, launch: Launch, end: ExitEvent, done: asyncio.Future[Message]) -> None:
+        members = self._members_of(done)
+        if members is None:
             launch.abandon(self.stopped_error())
-            return
-        members = done.result()["members"]
-        launch.note_exit(message, tuple((int(pid), str(command)) for pid, command in members))
+        else:
+            launch.note_exit(end, members)
+
+    def _members_of(self, done: asyncio.Future[Message]) -> tuple[tuple[int, str], ...] | None:
+        """What init says of a lineage; None when the VM has ended, of a senseless answer too."""
+        if done.exception() is not None:
+            return None
+        try:
+            return tuple(
+                (whole(pid, _MAX_PID, least=1), str(command)) for pid, command in done.result()["members"]
+            )
+        except _NO_SENSE:
+            self._ended()
+            return None
 
     def adopt(self, launches: list[Launch]) -> None:
         """A spawner has gone: init is to report the ends of what it had started."""
@@ -434,12 +482,11 @@ class Link:
         answer.add_done_callback(lambda done: self._traced(launch, done))
 
     def _traced(self, launch: Launch, done: asyncio.Future[Message]) -> None:
-        if done.exception() is not None:
+        members = self._members_of(done)
+        if members is None:
             launch.abandon(self.stopped_error())
-            return
-        pids = [int(pid) for pid, _ in done.result()["members"]]
-        if pids:
-            launch.note_started({"pid": min(pids), "mark": launch.attempted}, [])
+        elif members:
+            launch.note_started({"pid": min(pid for pid, _ in members), "mark": launch.attempted}, [])
             self.adopt([launch])
         else:
             launch.note_lost()
@@ -494,7 +541,7 @@ class Link:
     async def lineage_ended(self, launch: Launch) -> None:
         """Return when no process of the launch's lineage is left."""
         spawner = launch.spawner
-        while (await self.request("members", mark=launch.mark))["members"]:
+        while await self.members(launch):
             if not spawner.alive:
                 await self.request("await_end", mark=launch.mark)
                 return
@@ -536,6 +583,35 @@ class Link:
         """Ask init and return its answer. Raises VmStopped when the VM ends before."""
         return await self._ask(op, arguments)
 
+    async def members(self, launch: Launch) -> bool:
+        """Whether a process of the launch's lineage is left."""
+        try:
+            return bool((await self.request("members", mark=launch.mark))["members"])
+        except KeyError:
+            self.distrust()
+            raise self.stopped_error() from None
+
+    async def processes(self, most: int) -> list[dict[str, Any]]:
+        """The entries of the VM's process table, `most` at most, as init reads it: a page at a time."""
+        entries: list[dict[str, Any]] = []
+        after, more = 0, True
+        while more:
+            answer = await self.request("processes", after=after)
+            try:
+                entries += answer["processes"]
+                more = bool(answer["more"])
+                after = whole(entries[-1]["pid"], _MAX_PID, least=after + 1) if more else after
+                if len(entries) > most:
+                    raise ValueError(f"over {most} processes")
+            except (*_NO_SENSE, IndexError):
+                self.distrust()
+                raise self.stopped_error() from None
+        return entries
+
+    def distrust(self) -> None:
+        """Init has said what makes no sense: the VM ends."""
+        self._ended()
+
     def _ask(self, op: str, arguments: Message) -> asyncio.Future[Message]:
         number = next(self._numbers)
         future: asyncio.Future[Message] = self.loop.create_future()
@@ -552,19 +628,20 @@ class Link:
             os.close(fd)
         try:
             if "id" in message:
-                future = self._requests.pop(int(message["id"]), None)
+                future = self._requests.pop(message["id"], None)
                 if future is not None and not future.done():
                     future.set_result(message)
             else:
                 _EVENTS[message["ev"]](self, message)
-        except (KeyError, TypeError, ValueError):
+        except _NO_SENSE:
             # Init is ours, so this is either a defect or a guest that took it over: it gets no second word.
             self._ended()
 
     def _on_exited(self, message: Message) -> None:
-        launch = self._adopted.pop(int(message["exited"]), None)
+        end = exit_of(message)
+        launch = self._adopted.pop(message["exited"], None)
         if launch is not None:
-            self.leader_exited(launch, message)
+            self.leader_exited(launch, end, strangers=True)
 
     def _on_booted(self, message: Message) -> None:
         if not self.booted.done():

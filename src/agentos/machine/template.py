@@ -29,13 +29,13 @@ _STICKY = ("tmp", "var/tmp", "run/lock")
 _ETC = (
     "adduser.conf", "alternatives", "apt", "bash_completion.d", "bash_completion", "bash.bashrc",
     "bindresvport.blacklist", "ca-certificates", "ca-certificates.conf",
-    "crypto-policies", "debconf.conf", "debian_version", "default",
-    "deluser.conf", "dpkg", "emacs", "environment", "ethertypes", "fonts", "gai.conf", "host.conf", "htoprc",
+    "crypto-policies", "debconf.conf", "debian_version",
+    "deluser.conf", "dpkg", "emacs", "ethertypes", "fonts", "gai.conf", "host.conf", "htoprc",
     "inputrc", "issue", "java-17-openjdk", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "libnl-3", "locale.alias",
     "locale.conf", "localtime", "login.defs", "lsb-release", "magic", "magic.mime", "mailcap", "mime.types", "nanorc",
-    "networks", "os-release", "pam.d", "perl", "pki", "profile.d", "protocols", "python3", "python3.11",
+    "networks", "os-release", "pam.d", "perl", "pki", "protocols", "python3", "python3.11",
     "python3.12", "python3.13", "rpc", "selinux", "services", "shells", "ssl", "terminfo", "timezone", "vim",
-    "wgetrc", "X11", "xattr.conf", "xdg",
+    "X11", "xattr.conf", "xdg",
 )  # fmt: skip
 _SKIP = (".key", ".pem.key", "private", "shadow", "credentials", "auth.conf", "auth.conf.d", "apt.conf.d")
 _MAX_ETC_FILE_BYTES = 4 * 1024 * 1024
@@ -217,8 +217,24 @@ def _copy_public(source: str, target: str) -> None:
         for name in os.listdir(source):
             _copy_public(f"{source}/{name}", f"{target}/{name}")
     elif stat.S_ISREG(info.st_mode) and info.st_mode & 0o004 and info.st_size <= _MAX_ETC_FILE_BYTES:
-        shutil.copyfile(source, target)
-        os.chmod(target, info.st_mode & 0o755)
+        with open(source, "rb") as file:
+            content = file.read()
+        if not _holds_secret(content):
+            with open(target, "wb") as file:
+                file.write(content)
+            os.chmod(target, info.st_mode & 0o755)
+
+
+def _holds_secret(content: bytes) -> bool:
+    """Whether a file has a key in it, or a URL with a password, though all the host's users may read it."""
+    if b"PRIVATE KEY" in content:
+        return True
+    for rest in content.split(b"://")[1:]:
+        host = rest[:1024].split(b"/", 1)[0].split(None, 1)
+        user, at, _ = (host[0] if host else b"").rpartition(b"@")
+        if at and b":" in user:
+            return True
+    return False
 
 
 def _devices(dev: str) -> None:

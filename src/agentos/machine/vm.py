@@ -8,6 +8,7 @@ import errno
 import os
 import signal as signals
 import socket
+import stat
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -61,6 +62,10 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _SPAWNER_TRIES = 5
 _REFILL_SECONDS = 0.02
+_TABLE_ENTRIES_PER_PROCESS = 4
+"""The limit holds for each of the VM's two users; what is more than that cannot be the process table."""
+_CONNECT_SECONDS = 25.0
+"""A connector that has not answered by then is stuck, for instance stopped by the guest."""
 _REMEMBERED_KEYS = 1024
 """Idempotency keys remembered for one VM, oldest forgotten first."""
 
@@ -516,10 +521,14 @@ class VM:
     async def all_processes(self) -> list[ProcessInfo]:
         """Every process of the VM, whoever started it, as its own /proc shows it. init is not shown."""
         self._check_running()
-        answer = await self.link.request("processes")
+        entries = await self.link.processes(_TABLE_ENTRIES_PER_PROCESS * self.spec.limits.processes)
         managed: dict[int, str | None] = {one.pid: None for one in self._processes.values() if one.running}
         managed |= {one.pid: one.shell_id for one in self._shells.values() if one.running}
-        return [process_info(entry, managed) for entry in answer["processes"]]
+        try:
+            return [process_info(entry, managed) for entry in entries]
+        except (KeyError, TypeError, ValueError, OverflowError):
+            self.link.distrust()
+            raise self.link.stopped_error() from None
 
     async def process_tree(self) -> list[ProcessTreeNode]:
         """The same as a forest by parent."""
@@ -642,17 +651,24 @@ async def connect_inside(link: Link, uid: int, port: int) -> socket.socket:
 
     port_to_servant = Port(link.loop, link.fork_servant("connect", uid=uid, port=port)[1], received, ended)
     try:
-        message, fds = await answered
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            message, fds = await answered
+    except TimeoutError:
+        message, fds = {"errno": errno.ETIMEDOUT}, []
     finally:
         port_to_servant.close()
-    if len(fds) != 1:
-        for fd in fds:
-            os.close(fd)
-        number = int(message.get("errno") or 0)
-        raise SpawnFailed(f"port {port}: {os.strerror(number)}", errno=number, step="connect", port=port)
-    connected = socket.socket(fileno=fds[0])
-    connected.setblocking(False)
-    return connected
+    if len(fds) == 1 and stat.S_ISSOCK(os.fstat(fds[0]).st_mode):
+        connected = socket.socket(fileno=fds[0])
+        if connected.family in (socket.AF_INET, socket.AF_INET6) and connected.type == socket.SOCK_STREAM:
+            connected.setblocking(False)
+            return connected
+        fds = [connected.detach()]
+    for fd in fds:
+        os.close(fd)
+    number = message.get("errno")
+    if type(number) is not int or not 0 < number < 4096:
+        number = errno.EPROTO
+    raise SpawnFailed(f"port {port}: {os.strerror(number)}", errno=number, step="connect", port=port)
 
 
 def _check_files(files: object) -> dict[str, bytes]:
