@@ -15,6 +15,7 @@ from agentos.machine.process import Process
 from agentos.machine.shell import Shell
 from agentos.machine.vm import VM
 from agentos.model import ExecResult, Limits, Mount, VmSpec
+from agentos.network.rules import Network
 
 if TYPE_CHECKING:
     from agentos.client.aio import create_client
@@ -29,6 +30,7 @@ __all__ = [
     "Host",
     "Limits",
     "Mount",
+    "Network",
     "Process",
     "Shell",
     "VmSpec",

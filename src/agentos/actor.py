@@ -227,6 +227,7 @@ class Actor:
         else:
             fresh = True  # in memory: nothing was kept
         vm = VM(spec=spec, files=self.kind.files if fresh else None, host=self._actors.host)
+        vm.labels = self.labels()
         vm.on_process = vm.on_shell = self._stream_started
         vm.on_process_end = vm.on_shell_end = self._stream_ended
         vm.on_stopped = lambda: self._vm_stopped(vm)

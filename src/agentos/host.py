@@ -10,6 +10,7 @@ import threading
 from agentos.machine.factory import Factory
 from agentos.machine.vm import VM
 from agentos.model import check_count
+from agentos.network.gate import Traffic
 
 DEFAULT_POOL = 2
 
@@ -25,6 +26,8 @@ class Host:
         self._factory = Factory(check_count("pool", pool, most=1000))
         self._started = False
         self.vms: set[VM] = set()
+        self.traffic = Traffic()
+        """What its VMs have had of the network."""
 
     async def __aenter__(self) -> Host:
         await self.ready()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NewType
 
 from agentos.errors import AgentOSError, CommandFailed, InvalidRequest
+from agentos.network.rules import Network
 
 HostPid = NewType("HostPid", int)
 """A pid as the host sees it. It never leaves the host; a plain `pid` is always the one inside the VM."""
@@ -74,6 +75,8 @@ class Limits:
     """Bytes accepted for one process's stdin, or one shell's, and not yet taken by it: a write beyond waits."""
     file_bytes: int = 256 * MIB
     """Bytes that one read_file or write_file holds in memory (read_file_stream and write_file_stream: no bound)."""
+    network_connections: int = 256
+    """Connections out of the VM at once; further ones wait."""
     background_pipes: int = 64
     """Output pipes kept drained for background children that outlived their exec."""
 
@@ -125,8 +128,8 @@ class VmSpec:
     user: str = "agentos"
     env: Mapping[str, str] = field(default_factory=dict)
     mounts: tuple[Mount, ...] = ()
-    network: str = "loopback"
-    """`loopback`: the VM reaches nothing but itself."""
+    network: Network = field(default_factory=Network)
+    """What the VM may reach beyond itself; "none", "host-egress" or a list of texts will do: see Network."""
     image: str | None = None
     """Directory of the host with an unpacked root file system that the VM starts from; None: the host's software."""
     storage: str | None = None
@@ -155,8 +158,7 @@ class VmSpec:
         for name, path in (("image", self.image), ("storage", self.storage)):
             if path is not None and (not isinstance(path, str) or not path.startswith("/") or "\0" in path):
                 raise InvalidRequest.argument(name, path, "an absolute path, or None")
-        if self.network != "loopback":
-            raise InvalidRequest.argument("network", self.network, "loopback")
+        object.__setattr__(self, "network", Network.of(self.network))
         if self.isolation != "namespaces":
             raise InvalidRequest.argument(
                 "isolation", self.isolation, "namespaces (no other tier is available here)"

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentos.actor import Booted, Connecting, ShutdownReason, VmKind
 from agentos.errors import InvalidRequest
 from agentos.model import Limits, VmSpec, check_seconds, check_text
+from agentos.network.rules import Network
 
 if TYPE_CHECKING:
     from agentos.server.app import Application
@@ -32,6 +33,7 @@ def agent_os(
     env: Mapping[str, str] | None = None,
     user: str = "agentos",
     files: Mapping[str, str | bytes] | None = None,
+    network: Network | str | Sequence[str] = "none",
     sleep_after: float | None = IDLE_SECONDS,
     on_before_connect: Callable[[Connecting], Awaitable[None] | None] | None = None,
     on_boot: Callable[[Booted], Awaitable[None] | None] | None = None,
@@ -40,10 +42,12 @@ def agent_os(
 ) -> VmKind:
     """A kind of VM: its limits, environment, user, and the files that a new one starts with.
 
-    A VM sleeps `sleep_after` seconds after the last action, connection and process in it (None: never).
-    `on_before_connect` sees every connection and HTTP call before it reaches the VM and raises (Unauthorized, for
-    one) to refuse it; `on_boot` runs each time the VM has booted, before the first action; `on_shutdown` before it
-    ends. Hooks may be coroutines. Everything else that a VmSpec has, such as hostname or mounts, may be given too.
+    `network` is what its VMs may reach: "none", "host-egress" (every public address), or a list such as
+    ["pypi.org:443", "*.example.com"]; see Network. A VM sleeps `sleep_after` seconds after the last action,
+    connection and process in it (None: never). `on_before_connect` sees every connection and HTTP call before it
+    reaches the VM and raises (Unauthorized, for one) to refuse it; `on_boot` runs each time the VM has booted,
+    before the first action; `on_shutdown` before it ends. Hooks may be coroutines. Everything else that a VmSpec
+    has, such as hostname or mounts, may be given too.
     """
     unknown = set(spec) - (set(VmSpec.__dataclass_fields__) - {"storage"})
     if unknown:
@@ -54,7 +58,8 @@ def agent_os(
         check_text("files", path, empty=False)
         if not isinstance(content, str | bytes):
             raise InvalidRequest.argument(f"files[{path!r}]", content, "text or bytes")
-    made = VmSpec(limits=limits or Limits(), env=dict(env or {}), user=user, **spec)
+    reach = Network.of(network)
+    made = VmSpec(limits=limits or Limits(), env=dict(env or {}), user=user, network=reach, **spec)
     return VmKind(made, seeds, idle, on_before_connect, on_boot, on_shutdown)
 
 

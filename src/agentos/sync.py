@@ -36,6 +36,8 @@ from agentos.model import (
     TermSize,
     VmSpec,
 )
+from agentos.network.gate import Traffic
+from agentos.network.rules import Network
 
 __all__ = ["VM", "Files", "Host", "Process", "Shell"]
 
@@ -325,7 +327,7 @@ class VM(Twin[AsyncVM]):
         hostname: str = "agentos",
         mounts: Sequence[Mount] = (),
         image: str | None = None,
-        network: str = "loopback",
+        network: Network | str | Sequence[str] = "none",
         isolation: str = "namespaces",
         files: Mapping[str, str | bytes] | None = None,
         spec: VmSpec | None = None,
@@ -350,6 +352,11 @@ class VM(Twin[AsyncVM]):
     @property
     def spec(self) -> VmSpec:
         return self._async.spec
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What log lines about it say besides; to be set before the start."""
+        return self._async.labels
 
     def __enter__(self) -> VM:
         run(self._async.__aenter__())
@@ -600,6 +607,11 @@ class Host(Twin[AsyncHost]):
 
     def __init__(self, *, pool: int = 0) -> None:
         super().__init__(AsyncHost(pool=pool))
+
+    @property
+    def traffic(self) -> Traffic:
+        """What its VMs have had of the network."""
+        return self._async.traffic
 
     def __enter__(self) -> Host:
         run(self._async.__aenter__())

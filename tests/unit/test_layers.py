@@ -12,22 +12,24 @@ SOURCE = Path(__file__).parents[2] / "src" / "agentos"
 
 MAY_IMPORT = {
     "errors": set(),
-    "model": {"errors"},
+    "model": {"network", "errors"},
     "linux": set(),
+    "network": {"linux", "errors"},
     "guest": set(),
-    "machine": {"linux", "model", "errors"},
-    "host": {"machine", "model", "errors"},
+    "machine": {"linux", "network", "model", "errors"},
+    "host": {"machine", "network", "model", "errors"},
     "background": set(),
-    "sync": {"background", "client", "host", "machine", "model"},
+    "sync": {"background", "client", "host", "machine", "model", "network"},
     "wire": {"model", "errors"},
     "conversions": {"wire", "model", "errors"},
     "actions": {"conversions", "host", "machine", "model", "errors"},
     "store": {"wire", "model", "errors"},
     "actor": {"store", "actions", "conversions", "wire", "host", "machine", "model", "errors"},
     "actors": {"actor", "store", "wire", "host", "model", "errors"},
-    "registry": {"actor", "actors", "server", "store", "host", "model", "errors"},
+    "registry": {"actor", "actors", "server", "store", "host", "model", "network", "errors"},
     "server": {
         "",
+        "network",
         "actor",
         "actors",
         "actions",
@@ -41,7 +43,7 @@ MAY_IMPORT = {
         "errors",
     },
     "client": {"wire", "actions", "background", "conversions", "model", "errors"},
-    "": {"client", "errors", "host", "machine", "model", "registry"},
+    "": {"client", "errors", "host", "machine", "model", "network", "registry"},
     "commands": {
         "",
         "actions",
@@ -67,7 +69,7 @@ UPWARD = {("machine/vm.py", "agentos.host")}
 
 INSIDE_A_VM = {
     "zygote", "zygote_start", "seed", "init", "boot", "spawner", "connector", "confinement", "template", "identity",
-    "channel", "fileserver", "filetree", "filetarget", "image",
+    "channel", "fileserver", "filetree", "filetarget", "image", "outlets",
 }  # fmt: skip
 """Modules of `machine` that the zygote and every VM's init carry: each import costs time and memory in every VM."""
 STANDARD_INSIDE = {

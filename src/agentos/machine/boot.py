@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agentos.linux import binfmt, mounts, privileges, proc, syscalls
+from agentos.machine import outlets
 from agentos.machine.channel import BlockingChannel
 
 Step = tuple[str, dict[str, Any]]
@@ -43,6 +44,8 @@ class Boot:
         self.has_root_namespace = False
         """Whether the last of `kept_fds` is the user namespace that shows the VM's one id as root."""
         self._proc_self = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.outlets: dict[str, socket.socket] = {}
+        """Handed out to the host when all is done."""
 
     def apply(self, steps: list[Step]) -> None:
         """Apply `steps` in order. Raises StepFailed at the first that fails."""
@@ -117,6 +120,9 @@ class Boot:
             request = struct.pack("16sh14x", b"lo", _IFF_UP | _IFF_RUNNING)
             fcntl.ioctl(sock, _SIOCSIFFLAGS, request)
 
+    def network(self, routes: list[list[Any]]) -> None:
+        self.outlets = outlets.open_outlets(routes)
+
     def binfmt_misc(self, rule: str) -> None:
         self.kept_fds.append(binfmt.register(rule))
 
@@ -186,6 +192,6 @@ _OPERATIONS: dict[str, Callable[..., None]] = {
     name: getattr(Boot, name)
     for name in (
         "private_mounts", "users_limits", "filesystem", "bind", "remount", "overlay", "mount_point", "pivot_root",
-        "hostname", "loopback", "binfmt_misc", "root_namespace", "limits",
+        "hostname", "loopback", "network", "binfmt_misc", "root_namespace", "limits",
     )
 }  # fmt: skip

@@ -374,6 +374,8 @@ class Link:
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
         self.loop = loop
         self.booted: asyncio.Future[Message] = loop.create_future()
+        self.outlets: dict[str, socket.socket] = {}
+        """Of a VM with a network, once it has booted: whoever takes them closes them."""
         self.ended: asyncio.Future[None] = loop.create_future()
         self.on_end: Callable[[], None] | None = None
         self._port = Port(loop, sock, self._received, self._ended, INIT_FRAME_BYTES)
@@ -624,6 +626,8 @@ class Link:
     # -- what comes from init
 
     def _received(self, message: Message, fds: list[int]) -> None:
+        if message.get("ev") == "booted" and not self.booted.done():
+            self._take_outlets(message, fds)
         for fd in fds:
             os.close(fd)
         try:
@@ -636,6 +640,11 @@ class Link:
         except _NO_SENSE:
             # Init is ours, so this is either a defect or a guest that took it over: it gets no second word.
             self._ended()
+
+    def _take_outlets(self, message: Message, fds: list[int]) -> None:
+        names = message.get("outlets")
+        if isinstance(names, list) and len(names) == len(fds):
+            self.outlets = {str(name): socket.socket(fileno=fds.pop(0)) for name in names}
 
     def _on_exited(self, message: Message) -> None:
         end = exit_of(message)
@@ -678,6 +687,9 @@ class Link:
                 future.set_exception(self.stopped_error())
                 future.exception()
         self._requests.clear()
+        for sock in self.outlets.values():
+            sock.close()
+        self.outlets.clear()
         self._abandon_launches()
         if not self.ended.done():
             self.ended.set_result(None)

@@ -105,6 +105,9 @@ def plan_vm(spec: VmSpec, facts: HostFacts) -> list[Step]:
         ("hostname", {"name": spec.hostname}),
         ("loopback", {}),
     ]
+    if spec.network:
+        routes = [[accept, network] for accept, network in spec.network.routes()]
+        steps.append(("network", {"routes": routes}))
     if facts.binfmt_misc:
         steps.append(("binfmt_misc", {"rule": WASM_RULE}))
     if facts.mode == "single":

@@ -98,9 +98,11 @@ class Seed:
         sync.send({"host_pid": host_pid})
         message, _ = sync.receive()
         boot = BlockingChannel(to_init)
-        Boot(prepared, boot).apply(message["plan"])
+        made = Boot(prepared, boot)
+        made.apply(message["plan"])
         boot.receive()
-        channel.send({"ev": "booted", "cgroup": message["cgroup"]})
+        booted = {"ev": "booted", "cgroup": message["cgroup"], "outlets": list(made.outlets)}
+        channel.send(booted, [one.fileno() for one in made.outlets.values()])
 
     def _enter_namespaces(self, sync: BlockingChannel) -> list[int]:
         message, _ = sync.receive()

@@ -154,7 +154,7 @@ def write_host_files(etc: str) -> None:
     texts = {
         "hosts": "127.0.0.1 localhost agentos\n::1 localhost ip6-localhost ip6-loopback\n",
         "hostname": "agentos\n",
-        "resolv.conf": "",
+        "resolv.conf": "nameserver 127.0.0.53\n",
         "machine-id": "",
     }
     for name, text in texts.items():

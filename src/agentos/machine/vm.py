@@ -31,6 +31,7 @@ from agentos.machine.files import Files
 from agentos.machine.image import shell_of
 from agentos.machine.jobs import BASH, Program, check_program, check_signal
 from agentos.machine.link import Link, Port
+from agentos.machine.outlets import PROXY_PORT, SERVICE
 from agentos.machine.output import DEFAULT_PAGE_BYTES
 from agentos.machine.pipes import Reader
 from agentos.machine.plainwords import plain_words
@@ -55,9 +56,11 @@ from agentos.model import (
     check_seconds,
     check_text,
 )
+from agentos.network.rules import Network
 
 if TYPE_CHECKING:
     from agentos.host import Host
+    from agentos.network.egress import Egress
 
 _T = TypeVar("_T")
 _SPAWNER_TRIES = 5
@@ -86,7 +89,7 @@ class VM:
         hostname: str = "agentos",
         mounts: Sequence[Mount] = (),
         image: str | None = None,
-        network: str = "loopback",
+        network: Network | str | Sequence[str] = "none",
         isolation: str = "namespaces",
         files: Mapping[str, str | bytes] | None = None,
         spec: VmSpec | None = None,
@@ -100,7 +103,7 @@ class VM:
             raise InvalidRequest.argument("mounts", mounts, "a list of Mount")
         self.spec = spec or VmSpec(
             limits=Limits() if limits is None else limits, env=check_env(env), user=user, hostname=hostname,
-            mounts=tuple(mounts), image=image, network=network, isolation=isolation,
+            mounts=tuple(mounts), image=image, network=Network.of(network), isolation=isolation,
         )  # fmt: skip
         self._host = host
         self._seed = _check_files(files)
@@ -118,6 +121,9 @@ class VM:
         self._live = 0
         self._keys: OrderedDict[str, asyncio.Future[Process]] = OrderedDict()
         self._drained: deque[Reader] = deque()
+        self._egress: Egress | None = None
+        self.labels: dict[str, Any] = {}
+        """What log lines about it say besides; to be set before the start."""
         self.on_process: Callable[[Process], None] | None = None
         """Called when a spawned process has started, before its pid is returned."""
         self.on_process_end: Callable[[Process], None] | None = None
@@ -155,6 +161,8 @@ class VM:
         try:
             booted = await asyncio.shield(self.link.booted)
             self._cgroup = Cgroup.from_dict(booted["cgroup"])
+            if self.spec.network:
+                self._begin_egress(self._host)
             # Not at once: the next VM's boot would compete with what this one was made for.
             asyncio.get_running_loop().call_later(_REFILL_SECONDS, factory.refill)
             for path, content in self._seed.items():
@@ -164,6 +172,20 @@ class VM:
             raise
         self._host.vms.add(self)
         return self
+
+    def _begin_egress(self, host: Host) -> None:
+        # Not at the top: most VMs have no network, and their programs shall not pay for it.
+        from agentos.network.egress import Egress, proxy_env
+
+        outlets, self.link.outlets = self.link.outlets, {}
+        if "proxy" not in outlets:
+            raise VmStopped("the VM's init ended", reason="error")
+        self._egress = Egress(
+            self.spec.network, outlets, most=self.spec.limits.network_connections,
+            traffic=host.traffic, labels=self.labels,
+        )  # fmt: skip
+        if "tcp" not in outlets:
+            self.spec = replace(self.spec, env=proxy_env(SERVICE, PROXY_PORT) | dict(self.spec.env))
 
     def _attach(self, raw: RawVm) -> None:
         loop = asyncio.get_running_loop()
@@ -191,6 +213,8 @@ class VM:
         self._drained.clear()
         if self._files is not None:
             self._files.close()
+        if self._egress is not None:
+            self._egress.close()
         if self._host is not None:
             self._host.vms.discard(self)
         if self.on_stopped:

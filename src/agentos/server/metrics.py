@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from agentos.actors import Actors
+from agentos.network.gate import Traffic
 from agentos.server.settings import Counters
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -72,4 +73,20 @@ class _Live:
         yield GaugeMetricFamily("agentos_connections", "Open WebSockets.", counters.connections)
         yield CounterMetricFamily("agentos_event_frames", "Events sent.", counters.event_frames)
         yield CounterMetricFamily("agentos_event_bytes", "Bytes of the events sent.", counters.event_bytes)
+        yield from _network(self._actors.host.traffic)
         yield CounterMetricFamily("agentos_gaps", "Times that a subscriber fell behind.", counters.gaps)
+
+
+def _network(traffic: Traffic) -> Iterable[Metric]:
+    """What VMs have had of the network."""
+    prefix = "agentos_network"
+    yield GaugeMetricFamily(f"{prefix}_open_connections", "Connections out of VMs.", traffic.open)
+    yield CounterMetricFamily(f"{prefix}_connections", "Connections that VMs made.", traffic.connections)
+    yield CounterMetricFamily(f"{prefix}_failures", "Allowed, but not reached.", traffic.failed)
+    yield CounterMetricFamily(f"{prefix}_sent_bytes", "Bytes that VMs sent.", traffic.sent_bytes)
+    yield CounterMetricFamily(f"{prefix}_received_bytes", "Bytes that VMs received.", traffic.received_bytes)
+    yield CounterMetricFamily(f"{prefix}_lookups", "Names that VMs asked for.", traffic.lookups)
+    refused = CounterMetricFamily(f"{prefix}_refused", "What VMs were refused.", labels=["reason"])
+    for reason, count in sorted(traffic.refused.items()):
+        refused.add_metric([reason], count)
+    yield refused
