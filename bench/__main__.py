@@ -25,6 +25,7 @@ SUBJECTS = {
     "create": "creation",
     "throughput": "throughput",
     "terminal": "terminal",
+    "newkey": "newkey",
     "many": "density",
     "original": "original",
 }
