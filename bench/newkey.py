@@ -53,9 +53,7 @@ def with_http_client(connection: http.client.HTTPConnection) -> Call:
     """Call over one open connection of the standard library: hardly more than the socket."""
 
     def call(key: str) -> None:
-        connection.request(
-            "POST", path(key), b'{"args":["echo hi"]}', {"content-type": "application/json"}
-        )
+        connection.request("POST", path(key), b'{"args":["echo hi"]}', {"content-type": "application/json"})
         answer = connection.getresponse()
         body = answer.read()
         assert answer.status == 200, body
@@ -91,7 +89,9 @@ def _measure(n: int) -> Result:
             call("warm")
         samples["new key"] = [_new_key(raw, f"raw-{number}") for number in range(n)]
         samples["new key, httpx"] = [_new_key(over_httpx, f"httpx-{number}") for number in range(n)]
-        samples["new key, no pause"] = [clocked(lambda k=f"burst-{number}": raw(k)) for number in range(n // 4)]  # type: ignore[misc]
+        samples["new key, no pause"] = [
+            clocked(lambda k=f"burst-{number}": raw(k)) for number in range(n // 4)
+        ]  # type: ignore[misc]
         time.sleep(1)
         samples["warm"] = [clocked(lambda: raw("warm")) for _ in range(n)]
         while client.get("/health").json()["vms"]:

@@ -92,7 +92,7 @@ def of_the_session() -> tuple[set[int], set[int], set[threading.Thread]]:
         factory = default._factory
         if factory._control is not None:
             fds.add(factory._control.fileno())
-        for raw in list(factory._pool):
+        for raw in factory.pool.ready():
             held = [getattr(raw, one.name) for one in dataclasses.fields(raw)]
             held += [part for one in held if isinstance(one, tuple) for part in one]
             fds |= {
@@ -129,4 +129,4 @@ def cgroups_in_use() -> int:
                 used += bool(file.read())
         except OSError:
             pass  # removed meanwhile
-    return max(0, used - len(default._factory._pool))
+    return max(0, used - len(default._factory.pool.ready()))

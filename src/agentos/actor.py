@@ -222,7 +222,6 @@ class Actor:
         spec, fresh = self.kind.spec, self.record.start_ts is None
         directory = self._actors.directory_of(self.actor_id)
         if directory is not None:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             spec = replace(spec, storage=str(directory))
         else:
             fresh = True  # in memory: nothing was kept

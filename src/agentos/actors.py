@@ -7,9 +7,11 @@ key, they meet in the same actor.
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import logging
 import os
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +26,8 @@ from agentos.wire.keys import Key, serialize_key
 log = logging.getLogger("agentos.server")
 
 _LONGEST_KEY: Final = 2048
+_ENDING_SECONDS: Final = 60.0
+"""How long the VMs of a server that was killed may take to end: what they wrote last is written out."""
 
 
 class Actors:
@@ -45,13 +49,40 @@ class Actors:
         self.store = Store(None if data_dir is None else data_dir / "actors.sqlite")
 
     async def recover(self) -> None:
-        """Finish what a killed process left half done: destroyed actors, directories without a record."""
+        """Finish what a killed process left half done: running VMs, destroyed actors, directories without a record."""
+        if self.data_dir is not None:
+            await self._take_vms(self.data_dir)
         for record in self.store.destroyed():
             await self.remove_files(record.actor_id)
-        if self.data_dir is not None and (self.data_dir / "vms").is_dir():
+        if self.data_dir is not None:
             for entry in await asyncio.to_thread(os.listdir, self.data_dir / "vms"):
                 if self.store.by_id(entry) is None:
                     await self.remove_files(entry)
+
+    async def _take_vms(self, data_dir: Path) -> None:
+        """Wait until nothing is left of the VMs of a server that was killed, and have those of this one waited for."""
+        (data_dir / "vms").mkdir(mode=0o700, exist_ok=True)
+        lock_fd = os.open(data_dir / "vms.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            deadline = time.monotonic() + _ENDING_SECONDS
+            while not _locked(lock_fd):
+                if time.monotonic() > deadline:
+                    raise BootFailed(
+                        f"VMs of a server that was killed have not ended in {_ENDING_SECONDS:.0f} s",
+                        step="lock",
+                        errno=errno.EBUSY,
+                        remedy=f"see who has {data_dir / 'vms.lock'} open",
+                    )
+                await asyncio.sleep(0.01)  # flock(2) knows no time limit
+            (await self.host.ready()).hold(str(data_dir), lock_fd)
+        finally:
+            os.close(lock_fd)
+
+    async def get_ready(self, pool: int) -> None:
+        """Have `pool` VMs of each kind booted before they are asked for."""
+        directory = None if self.data_dir is None else str(self.data_dir / "vms")
+        for kind in self.kinds.values():
+            await self.host.keep_ready(kind.spec, pool, directory)
 
     def directory_of(self, actor_id: str) -> Path | None:
         """Where the files of an actor's VM are."""
@@ -158,23 +189,32 @@ class Actors:
             one.stop_watching()
         self._by_id.clear()
         self._by_key.clear()
+        if self.data_dir is not None:
+            await self.host.forget_ready(str(self.data_dir / "vms"))
+            (await self.host.ready()).release(str(self.data_dir))
         self.store.close()
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
 
 
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _lock(data_dir: Path) -> int:
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    if not _locked(fd):
         os.close(fd)
         raise BootFailed(
             f"the data directory {data_dir} is in use by another server",
             step="lock",
-            errno=error.errno,
+            errno=errno.EBUSY,
             remedy="stop the other server, or choose another --data-dir",
-        ) from None
+        )
     return fd

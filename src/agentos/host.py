@@ -9,7 +9,7 @@ import threading
 
 from agentos.machine.factory import Factory
 from agentos.machine.vm import VM
-from agentos.model import check_count
+from agentos.model import VmSpec, check_count
 from agentos.network.gate import Traffic
 
 DEFAULT_POOL = 2
@@ -42,6 +42,25 @@ class Host:
             await asyncio.to_thread(self._factory.start)
             self._started = True
         return self._factory
+
+    async def keep_ready(self, spec: VmSpec, count: int, storage_in: str | None = None) -> None:
+        """Have `count` VMs of `spec` booted before they are asked for, from now on.
+
+        With `storage_in`, a directory, they serve specs that are equal but for a `storage` in it which does not exist
+        yet. Directories of VMs that nobody has asked for are removed at the end; after a kill, those in `storage_in`
+        whose names begin with `spare-` are left over.
+        """
+        check_count("count", count, most=1000)
+        factory = await self.ready()
+        if count:
+            factory.pool.keep(spec, count, storage_in)
+            await asyncio.to_thread(factory.pool.fill)
+
+    async def forget_ready(self, storage_in: str) -> None:
+        """Have none ready any more for storage in this directory, and remove what is there of them."""
+        if self._started:
+            factory = self._factory
+            await asyncio.to_thread(lambda: factory.discard(factory.pool.drop(storage_in)))
 
     async def close(self) -> None:
         """End every VM and the zygote, and wait until nothing of them is left."""

@@ -135,7 +135,8 @@ class VmSpec:
     storage: str | None = None
     """Directory of the host that holds all the VM writes, and outlives it; None: memory, which does not.
 
-    In memory disk_bytes and disk_files are exact limits; a directory is only bounded by its file system.
+    It is made if it does not exist. As root it holds a disk image, so that disk_bytes and disk_files are exact, as they
+    are in memory; the image keeps the size that it was made with. Otherwise the directory holds the files themselves.
     """
     isolation: str = "namespaces"
     """The tier that keeps the VM apart; this version builds `namespaces`."""

@@ -106,14 +106,17 @@ class Registry:
         self._origins = origins
         self._more = dict(more)
 
-    def settings(self, *, token: str | None = None, host: str | None = None) -> Settings:
-        """What the server allows; `token` and `host`, where it listens, add to what `setup` was told."""
+    def settings(
+        self, *, token: str | None = None, host: str | None = None, pool: int | None = None
+    ) -> Settings:
+        """What the server allows; `token`, `pool`, and `host`, where it listens, add to what `setup` was told."""
         from agentos.server.settings import LOOPBACK_HOSTS, Settings
 
         hosts = LOOPBACK_HOSTS | self._hosts | ({host} if host else frozenset())
         chosen = token or self._token or os.environ.get("AGENTOS_TOKEN") or None
+        more = self._more if pool is None else {**self._more, "pool": pool}
         try:
-            return Settings(token=chosen, hosts=frozenset(hosts), origins=self._origins, **self._more)
+            return Settings(token=chosen, hosts=frozenset(hosts), origins=self._origins, **more)
         except TypeError as error:
             raise InvalidRequest(f"setup: {error}", argument="setup") from None
 

@@ -620,6 +620,19 @@ class Host(Twin[AsyncHost]):
     def __exit__(self, *exc_info: object) -> None:
         run(self._async.__aexit__(*exc_info))
 
+    def keep_ready(self, spec: VmSpec, count: int, storage_in: str | None = None) -> None:
+        """Have `count` VMs of `spec` booted before they are asked for, from now on.
+
+        With `storage_in`, a directory, they serve specs that are equal but for a `storage` in it which does not exist
+        yet. Directories of VMs that nobody has asked for are removed at the end; after a kill, those in `storage_in`
+        whose names begin with `spare-` are left over.
+        """
+        run(self._async.keep_ready(spec, count, storage_in))
+
+    def forget_ready(self, storage_in: str) -> None:
+        """Have none ready any more for storage in this directory, and remove what is there of them."""
+        run(self._async.forget_ready(storage_in))
+
     def close(self) -> None:
         """End every VM and the zygote, and wait until nothing of them is left."""
         run(self._async.close())

@@ -30,6 +30,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--token", default=os.environ.get("AGENTOS_TOKEN") or None,
         help="what every caller has to show; needed where other machines can reach the port (AGENTOS_TOKEN)",
     )  # fmt: skip
+    parser.add_argument(
+        "--pool", type=int, default=None,
+        help="VMs of each kind that are booted before they are asked for; each weighs 2 to 4 MB (default: 2)",
+    )  # fmt: skip
     parser.set_defaults(run=run)
 
 
@@ -45,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not 0 <= arguments.port <= 65_535:
         raise InvalidRequest.argument("--port", arguments.port, "a port, 0 to 65535")
     registry = find_registry(arguments.registry) if arguments.registry else setup(use={"vm": agent_os()})
-    serve(registry, arguments.host, arguments.port, arguments.data_dir, arguments.token)
+    serve(registry, arguments.host, arguments.port, arguments.data_dir, arguments.token, arguments.pool)
     return 0
 
 

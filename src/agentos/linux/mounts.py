@@ -45,16 +45,19 @@ def clone(path: str, attributes: int, *, recursive: bool, userns_fd: int | None 
     flags = syscalls.OPEN_TREE_CLONE | (syscalls.AT_RECURSIVE if recursive else 0)
     mount_fd = syscalls.open_tree(path, flags)
     try:
-        if userns_fd is not None:
-            attributes |= syscalls.MOUNT_ATTR_IDMAP
-        if attributes:
-            syscalls.mount_setattr(
-                mount_fd, attr_set=attributes, recursive=recursive, userns_fd=userns_fd or 0
-            )
+        change(mount_fd, attributes, recursive=recursive, userns_fd=userns_fd)
     except OSError:
         os.close(mount_fd)
         raise
     return mount_fd
+
+
+def change(mount_fd: int, attributes: int, *, recursive: bool = False, userns_fd: int | None = None) -> None:
+    """Give a mount more `attributes`, and show it through a user namespace's ids."""
+    if userns_fd is not None:
+        attributes |= syscalls.MOUNT_ATTR_IDMAP
+    if attributes:
+        syscalls.mount_setattr(mount_fd, attr_set=attributes, recursive=recursive, userns_fd=userns_fd or 0)
 
 
 def make_target(path: str, *, directory: bool) -> None:

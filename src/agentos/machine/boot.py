@@ -75,9 +75,15 @@ class Boot:
             make_filesystem(type, target, options, attributes)
 
     def bind(
-        self, source: str, target: str, attributes: list[str], recursive: bool = True, idmap: bool = False
+        self,
+        source: str,
+        target: str,
+        attributes: list[str],
+        recursive: bool = True,
+        idmap: bool = False,
+        storage: bool = False,
     ) -> None:
-        if idmap:
+        if idmap or storage:
             mount_fd = self.prepared.pop(0)
         else:
             mount_fd = mounts.clone(source, mounts.attribute_bits(attributes), recursive=recursive)

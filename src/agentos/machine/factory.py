@@ -6,6 +6,7 @@ can be filled, and VMs can be made, from whatever loop or thread asks.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.util
 import os
@@ -14,42 +15,21 @@ import socket
 import subprocess
 import sys
 import threading
-from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agentos.errors import BootFailed
 from agentos.linux import seccomp
 from agentos.machine.channel import BlockingChannel, ChannelBroken, send
-from agentos.machine.jobs import BASH, check_program
-from agentos.machine.link import FIRST_NUMBER, WARM_UP, boot_error
-from agentos.machine.plan import MASKED_PROC, READ_ONLY_PROC, UIDS, WASM_RULE, HostFacts, fittings_of, plan_vm
+from agentos.machine.disk import Disks
+from agentos.machine.link import boot_error
+from agentos.machine.plan import MASKED_PROC, READ_ONLY_PROC, WASM_RULE, HostFacts, fittings_of, plan_vm
+from agentos.machine.pool import Pool, RawVm
 from agentos.model import VmSpec
 
 _SOURCE = Path(__file__).resolve().parent
 RESERVED_PROCESSES = 16
 """Beyond limits.processes, for init and its servants."""
-
-
-@dataclass(slots=True)
-class RawVm:
-    """A VM that boots or has booted, not yet attached to an event loop. Whoever takes it owns both."""
-
-    sock: socket.socket
-    gone_fd: int
-    """Reaches its end when nothing of the VM is left on this host."""
-    spec: VmSpec
-    spawner: tuple[socket.socket, int] | None = None
-    """Socket and journal of a spawner of the spec's user, in a VM that is kept ready."""
-
-    def close(self) -> None:
-        """Let go of it: its init ends."""
-        self.sock.close()
-        if self.spawner is not None:
-            self.spawner[0].close()
-            os.close(self.spawner[1])
-        os.close(self.gone_fd)
 
 
 class Factory:
@@ -62,8 +42,8 @@ class Factory:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._lock = threading.Lock()
-        self._pool: deque[RawVm] = deque()
-        self._pool_spec = VmSpec()
+        self.pool = Pool(self._make)
+        self.disks = Disks()
         self._made = 0
 
     @property
@@ -90,7 +70,10 @@ class Factory:
             self._facts = HostFacts.from_json(answer["facts"])
             self.cgroups = answer["cgroups"]
             self._control = ours
-        self._fill_pool()
+            self.pool = Pool(self._make)
+        if self.pool_size:
+            self.pool.keep(VmSpec(), self.pool_size)
+            self.pool.fill()
 
     def _configure(self, control: socket.socket) -> dict[str, Any]:
         channel = BlockingChannel(control)
@@ -106,34 +89,18 @@ class Factory:
         return answer
 
     def create(self, spec: VmSpec) -> RawVm:
-        """A VM of `spec`, booting or booted already. Never blocks for longer than a message takes to send."""
-        if spec == self._pool_spec:
-            with self._lock:
-                taken = self._pool.popleft() if self._pool else None
-            if taken is not None:
-                return taken
+        """A new VM of `spec`, booting; `pool` has ready ones. Blocks while its disk is mounted, where it has one."""
         return self._make(spec)
-
-    def refill(self) -> None:
-        """Bring the pool back to its size: meant for when the VM just taken is up."""
-        self._fill_pool()
-
-    def _fill_pool(self) -> None:
-        while True:
-            with self._lock:
-                if self._control is None or len(self._pool) >= self.pool_size:
-                    return
-            made = self._make(self._pool_spec)
-            _get_ready(made)
-            with self._lock:
-                self._pool.append(made)
 
     def _make(self, spec: VmSpec) -> RawVm:
         plan = plan_vm(spec, self.facts)
+        disk: int | None = None
         limits = spec.limits
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         gone_read, gone_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
+            if spec.storage is not None:
+                disk = self._open_storage(spec.storage, spec)
             with self._lock:
                 if self._control is None:
                     raise BootFailed("the host was closed", step="zygote", errno=0, remedy="")
@@ -141,7 +108,6 @@ class Factory:
                 message = {
                     "name": f"vm-{self._made}",
                     "plan": plan,
-                    "storage": spec.storage,
                     "image": spec.image,
                     "fittings": fittings_of(spec.image) if spec.image is not None else "",
                     "limits": {
@@ -155,7 +121,7 @@ class Factory:
                         "cpu_weight": limits.cpu_weight,
                     },
                 }
-                send(self._control, message, [theirs.fileno(), gone_write])
+                send(self._control, message, [theirs.fileno(), gone_write, *([] if disk is None else [disk])])
         except OSError as error:
             ours.close()
             os.close(gone_read)
@@ -169,8 +135,20 @@ class Factory:
         finally:
             theirs.close()
             os.close(gone_write)
+            if disk is not None:
+                os.close(disk)
         ours.setblocking(False)
         return RawVm(ours, gone_read, spec)
+
+    def _open_storage(self, directory: str, spec: VmSpec) -> int | None:
+        """Make the directory unless it is there. Returns a mount of the disk in it, None where there is none."""
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(directory, 0o700)
+            return self.disks.open(directory, spec.limits) if self.facts.mode == "root" else None
+        except OSError as error:
+            text = "; ".join([str(error), *getattr(error, "__notes__", [])])
+            raise boot_error({"step": "storage", "errno": error.errno, "text": text}) from None
 
     def remove_tree(self, path: str) -> None:
         """Delete the directory of a VM's storage, whatever ids its files have. Blocks. Raises OSError if it remains."""
@@ -190,17 +168,37 @@ class Factory:
         if os.path.lexists(path):
             raise OSError(errno.ENOTEMPTY, "not all of it could be deleted", path)
 
+    def hold(self, name: str, fd: int) -> None:
+        """Have a copy of `fd` stay open until `release`, or the last VM is gone, even if this process is killed."""
+        with self._lock:
+            if self._control is not None:
+                send(self._control, {"hold": name}, [fd])
+
+    def release(self, name: str) -> None:
+        """Close what was to be held under this name."""
+        with self._lock:
+            if self._control is not None:
+                send(self._control, {"release": name}, [])
+
     def close(self) -> None:
         """End the zygote and with it every VM that it made. Blocks until nothing of them is left."""
         with self._lock:
-            control, self._control = self._control, None
-            pool = list(self._pool)
-            self._pool.clear()
-        for raw in pool:
-            raw.close()
+            control = self._control
+        self.discard(self.pool.close())
+        with self._lock:
+            self._control = None
         if control is not None:
             control.close()
         self._wait_for_zygote()
+
+    def discard(self, vms: list[RawVm]) -> None:
+        """End VMs that nobody has asked for, and delete their storage. Blocks."""
+        for raw in vms:
+            raw.close()
+        for raw in vms:
+            if raw.spec.storage is not None:
+                with contextlib.suppress(OSError):  # the zygote is gone: the next server removes it
+                    self.remove_tree(raw.spec.storage)
 
     def _wait_for_zygote(self) -> None:
         process, self._process = self._process, None
@@ -219,24 +217,6 @@ def _start_zygote(theirs: socket.socket) -> subprocess.Popen[bytes]:
         cwd="/",
         start_new_session=True,
     )
-
-
-def _get_ready(raw: RawVm) -> None:
-    """Ask the VM for a spawner, and run a program once, so that the first that counts finds its files known."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    journal_read, journal_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    request = {"op": "fork", "kind": "spawner", "uid": UIDS[raw.spec.user], "number": FIRST_NUMBER - 1}
-    program = check_program(raw.spec, BASH, ["-c", "/bin/echo"])
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        send(raw.sock, request, [theirs.fileno(), journal_write])
-        send(ours, {"job": WARM_UP, **program.job(quiet=True)}, [null, null, null])
-    finally:
-        theirs.close()
-        os.close(journal_write)
-        os.close(null)
-    ours.setblocking(False)
-    raw.spawner = (ours, journal_read)
 
 
 def _configuration() -> dict[str, Any]:

@@ -122,6 +122,7 @@ def _writable_layer(spec: VmSpec, facts: HostFacts) -> list[Step]:
     if spec.storage is not None:
         # Seen through the VM's ids, so that on disk they are the same whichever range the VM was given.
         storage = _bind(spec.storage, layer, ["nosuid", "nodev"], idmap="ids" if facts.idmap else None)
+        storage[1]["storage"] = True  # or the disk in it: the zygote hands it over
         steps: list[Step] = [storage]
     else:
         options = {

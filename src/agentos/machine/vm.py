@@ -26,7 +26,7 @@ from agentos.errors import (
 )
 from agentos.linux.cgroups import Cgroup
 from agentos.machine.execution import ExecOptions, Execution
-from agentos.machine.factory import RawVm
+from agentos.machine.factory import Factory
 from agentos.machine.files import Files
 from agentos.machine.image import shell_of
 from agentos.machine.jobs import BASH, Program, check_program, check_signal
@@ -36,6 +36,7 @@ from agentos.machine.output import DEFAULT_PAGE_BYTES
 from agentos.machine.pipes import Reader
 from agentos.machine.plainwords import plain_words
 from agentos.machine.plan import HOME, UIDS
+from agentos.machine.pool import Pool, RawVm
 from agentos.machine.process import Process
 from agentos.machine.shell import Shell
 from agentos.machine.table import process_info, tree_of
@@ -153,7 +154,7 @@ class VM:
             self._host = default_host()
         factory = await self._host.ready()
         shell = BASH if self.spec.image is None else _shell_of(self.spec.image)
-        raw = factory.create(self.spec)
+        raw = factory.pool.take(self.spec) or await _create(factory, self.spec)
         if shell != BASH:
             self._shell = shell
             self.spec = replace(self.spec, env={"SHELL": shell, **self.spec.env})
@@ -164,7 +165,8 @@ class VM:
             if self.spec.network:
                 self._begin_egress(self._host)
             # Not at once: the next VM's boot would compete with what this one was made for.
-            asyncio.get_running_loop().call_later(_REFILL_SECONDS, factory.refill)
+            if factory.pool.lacking:
+                asyncio.get_running_loop().call_later(_REFILL_SECONDS, _refill, factory.pool)
             for path, content in self._seed.items():
                 await self.files.write_file(path, content)
         except BaseException:
@@ -656,6 +658,28 @@ class VM:
         check_count("port", port, least=1, most=65535)
         self._check_running()
         return await connect_inside(self.link, UIDS[self.spec.user], port)
+
+
+async def _create(factory: Factory, spec: VmSpec) -> RawVm:
+    """A VM that no pool has. Not in the event loop's thread where its disk has to be mounted."""
+    if spec.storage is None:
+        return factory.create(spec)
+    making = asyncio.get_running_loop().run_in_executor(None, factory.create, spec)
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+        making.add_done_callback(_let_go)
+        raise
+
+
+def _let_go(making: asyncio.Future[RawVm]) -> None:
+    if not making.cancelled() and making.exception() is None:
+        making.result().close()
+
+
+def _refill(pool: Pool) -> None:
+    with contextlib.suppress(RuntimeError):  # the event loop is ending
+        asyncio.get_running_loop().run_in_executor(None, pool.fill)
 
 
 async def connect_inside(link: Link, uid: int, port: int) -> socket.socket:

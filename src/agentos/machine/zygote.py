@@ -69,6 +69,8 @@ class Zygote:
         self.seed = Seed(ids, self.lifeline_read, confinement)
         self.forks: socket.socket | None = None
         """To the seed."""
+        self.held: dict[str, int] = {}
+        """Descriptors that the host wants to be open as long as any VM, by the name under which it lets go of them."""
 
     def run(self) -> None:
         """Serve until the host is gone; then leave nothing behind."""
@@ -91,12 +93,23 @@ class Zygote:
                         self.learn_pid(fd)
                     elif fd == control_fd:
                         for message, fds in self.control.receive_some():
-                            (self.remove if "remove" in message else self.create)(message, fds)
+                            self.take(message, fds)
                     # else: reap() has learned this pid already, in the same round.
         except ChannelBroken:
             return
         finally:
             self.end_all()
+
+    def take(self, message: Message, fds: list[int]) -> None:
+        """Do what the host asks for."""
+        if "remove" in message:
+            self.remove(message, fds)
+        elif "hold" in message:
+            self.held[message["hold"]] = fds[0]
+        elif "release" in message:
+            os.close(self.held.pop(message["release"]))
+        else:
+            self.create(message, fds)
 
     def remove(self, message: Message, fds: list[int]) -> None:
         """Delete a directory with files of ids that only this user namespace has. `fds`: what ends when it is done."""
@@ -110,10 +123,10 @@ class Zygote:
         os.close(fds[0])
 
     def create(self, message: Message, fds: list[int]) -> None:
-        """Fork one VM. `fds`: its channel, and the descriptor to close when all of it is gone."""
+        """Fork one VM. `fds`: its channel, what to close when all of it is gone, a mount of its disk if it has one."""
         channel = BlockingChannel(socket.socket(fileno=fds[0]))
         try:
-            self._create(message, channel, fds[1])
+            self._create(message, channel, fds[1], fds[2] if len(fds) > 2 else None)
         except OSError as error:
             notes = "; ".join([str(error), *getattr(error, "__notes__", [])])
             with contextlib.suppress(OSError):
@@ -123,8 +136,10 @@ class Zygote:
             os.close(fds[1])
         finally:
             channel.close()
+            for disk in fds[2:]:
+                os.close(disk)
 
-    def _create(self, message: Message, channel: BlockingChannel, gone_fd: int) -> None:
+    def _create(self, message: Message, channel: BlockingChannel, gone_fd: int, disk: int | None) -> None:
         slot = self.ids.take_slot()
         try:
             cgroup = self.scope.create(str(message["name"]), **message["limits"])
@@ -134,12 +149,10 @@ class Zygote:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         vm = Vm(message["plan"], cgroup, gone_fd, slot, BlockingChannel(ours))
         try:
-            if message["storage"]:
-                self._close_to_others(message["storage"])
             if message["image"] is not None:
                 self._fit_out(message["image"], f"{self.stage}/{message['fittings']}")
             self._ask_for_fork(channel, theirs)
-            self._give_identity(vm)
+            self._give_identity(vm, disk)
         except (OSError, ChannelBroken) as error:
             ours.close()
             self.scope.release(cgroup)
@@ -155,20 +168,6 @@ class Zygote:
             return
         self.starting[ours.fileno()] = vm
         self.poll.register(ours.fileno(), select.POLLIN)
-
-    def _close_to_others(self, storage: str) -> None:
-        """Let nobody else of this host into the directory in which a VM may leave a program with the setuid bit."""
-        fd = os.open(storage, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fchmod(fd, 0o700)
-            if self.ids.mode == "subuid":
-                # The user's own id is no id of the VM: its root's is.
-                os.fchown(fd, self.ids.first, self.ids.first)
-        except OSError as error:
-            error.add_note(f"storage {storage}")
-            raise
-        finally:
-            os.close(fd)
 
     def _fit_out(self, path: str, fittings: str) -> None:
         """Make an image's fittings, when the first of its VMs is made."""
@@ -189,13 +188,13 @@ class Zygote:
         finally:
             sync.close()
 
-    def _give_identity(self, vm: Vm) -> None:
+    def _give_identity(self, vm: Vm, disk: int | None) -> None:
         """Tell the VM's first process its cgroup, write its id maps, and hand it the mounts that need our rights."""
         vm.sync.send({"join": vm.cgroup.join_files(), "owner": self.ids.owner(vm.slot)})
         message, fds = vm.sync.receive()
         try:
             self.ids.write_maps(int(message["pid"]), vm.slot)
-            prepared = self._prepare_mounts(vm.plan, fds[0])
+            prepared = self._prepare_mounts(vm.plan, fds[0], disk)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -203,21 +202,47 @@ class Zygote:
         for fd in prepared:
             os.close(fd)
 
-    def _prepare_mounts(self, plan: list[Any], userns: int) -> list[int]:
-        """Mounts seen through the VM's ids: only who is privileged over their file systems can make them."""
-        wanted = [step[1] for step in plan if step[0] == "bind" and step[1].get("idmap")]
+    def _prepare_mounts(self, plan: list[Any], userns: int, disk: int | None) -> list[int]:
+        """The mounts that a VM can not make for itself, in the plan's order.
+
+        Those seen through its ids: only who is privileged over their file systems can make them. And its storage:
+        the way to that may be closed to everybody but the user whom the zygote runs as.
+        """
+        wanted = [
+            step[1] for step in plan if step[0] == "bind" and (step[1].get("idmap") or step[1].get("storage"))
+        ]
         if not wanted:
             return []
         made: list[int] = []
         try:
             for step in wanted:
                 bits = mounts.attribute_bits(step["attributes"])
-                made.append(mounts.clone(step["source"], bits, recursive=False, userns_fd=userns))
+                if step.get("storage"):
+                    made.append(self._storage(step["source"], disk))
+                    mounts.change(made[-1], bits, userns_fd=userns if step.get("idmap") else None)
+                else:
+                    made.append(mounts.clone(step["source"], bits, recursive=False, userns_fd=userns))
         except OSError:
             for fd in made:
                 os.close(fd)
             raise
         return made
+
+    def _storage(self, directory: str, disk: int | None) -> int:
+        """A detached mount of what holds a VM's files: its disk, or the directory itself."""
+        mount_fd = mounts.clone(directory, 0, recursive=False) if disk is None else os.dup(disk)
+        path = f"/proc/self/fd/{mount_fd}"
+        try:
+            # Nobody else of this host may come where a VM may leave a program with the setuid bit.
+            os.chmod(path, 0o700)
+            if self.owners[0]:
+                # Where ids are not translated, the user of this process is nobody to the VM: its root owns it.
+                os.chown(path, self.owners[0], self.owners[0])
+        except OSError as error:
+            os.close(mount_fd)
+            error.add_note(f"storage {directory}")
+            raise
+        return mount_fd
 
     def learn_pid(self, fd: int) -> None:
         """The first process has forked PID 1 and says its host pid, or it ended without. It gets the plan."""

@@ -17,9 +17,10 @@ def main() -> None:
     parser.add_argument("--data-dir", default=None)
     parser.add_argument("--token", default=os.environ.get("AGENTOS_TOKEN"))
     parser.add_argument("--sleep-after", type=float, default=900.0)
+    parser.add_argument("--pool", type=int, default=None)
     options = parser.parse_args()
     registry = setup(use={"vm": agent_os(sleep_after=options.sleep_after)})
-    serve(registry, options.host, options.port, options.data_dir, options.token)
+    serve(registry, options.host, options.port, options.data_dir, options.token, options.pool)
 
 
 if __name__ == "__main__":

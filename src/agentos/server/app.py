@@ -72,10 +72,11 @@ class Application:
         await asyncio.shield(self._starting)
 
     async def _start(self) -> None:
-        host = self._host = self._host or Host(pool=2)
+        host = self._host = self._host or Host()
         await host.ready()
         self.actors = Actors(self._kinds, self._data_dir, host, most=self.settings.max_live_vms)
         await self.actors.recover()
+        await self.actors.get_ready(self.settings.pool)
         self.metrics.watch(self.actors)
         self._gateway = Gateway(self.actors, self._access, self.metrics, self.settings)
         self._management = Management(self.actors, self.settings)

@@ -87,9 +87,10 @@ def make_server(
     port: int = DEFAULT_PORT,
     data_dir: str | Path | None = None,
     token: str | None = None,
+    pool: int | None = None,
 ) -> Server:
     """A server that is ready to `serve()`, for tests and for who runs the event loop. Arguments as for `serve`."""
-    settings = registry.settings(token=token, host=host)
+    settings = registry.settings(token=token, host=host, pool=pool)
     if settings.token is None and not is_loopback(host):
         raise InvalidRequest(
             f"{host} can be reached from other machines: a token is needed (--token, or AGENTOS_TOKEN)",
@@ -114,15 +115,17 @@ def serve(
     port: int = DEFAULT_PORT,
     data_dir: str | Path | None = None,
     token: str | None = None,
+    pool: int | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM. Raises InvalidRequest for an address that needs a token and has none.
 
+    `pool` VMs of each kind are booted before they are asked for (None: as many as `setup` was told, or two).
     Connections are told to come back, calls in flight get a few seconds to end, VMs are put to sleep with
     their files.
     """
     if not logging.getLogger("agentos").handlers:
         log_to_stderr(os.environ.get("AGENTOS_LOG", "info"))
-    server = make_server(registry, host, port, data_dir, token)
+    server = make_server(registry, host, port, data_dir, token, pool)
     server.run(inherited_sockets())
     if not server.started:
         raise SystemExit(3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from agentos.errors import InvalidRequest
+from agentos.model import check_count
 
 MIB = 1024 * 1024
 LOOPBACK_HOSTS = frozenset(("localhost", "127.0.0.1", "[::1]", "::1"))
@@ -40,11 +41,14 @@ class Settings:
     drain_seconds: float = 5.0
     """For calls in flight to end when the server shuts down."""
     max_live_vms: int = 10_000
-    """VMs running at once."""
+    """VMs running at once, those of the pool not counted."""
+    pool: int = 2
+    """VMs of each kind that are booted before they are asked for (0: none). One weighs what an idle VM weighs."""
 
     def __post_init__(self) -> None:
         if self.token is not None and (not isinstance(self.token, str) or len(self.token) < 8):
             raise InvalidRequest.argument("token", "(hidden)", "text of at least 8 characters")
+        check_count("pool", self.pool, most=1000)
 
 
 @dataclass(slots=True)

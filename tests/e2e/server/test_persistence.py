@@ -43,8 +43,8 @@ def test_files_outlive_sleep(start_server: Any) -> None:
     """A VM that nothing happens in sleeps, and wakes with the next call."""
     server = start_server("--sleep-after", "0.3")
     server.call("sleepy", "exec", "echo content > f; touch /tmp/gone")
-    wait_until(lambda: listed(server, "sleepy")["running"] is False)
-    assert listed(server, "sleepy")["sleep_ts"] is not None
+    wait_until(lambda: listed(server, "sleepy")["sleep_ts"] is not None)
+    assert listed(server, "sleepy")["running"] is False
     assert server.call("sleepy", "exec", "cat f")["stdout"] == "content\n"
 
 
@@ -89,6 +89,9 @@ def test_a_destroyed_vm_leaves_no_file(start_server: Any) -> None:
     db.close()
     again = start_server()
     assert again.http.get("/actors", params={"actor_ids": half}).json() == {"actors": []}
+    left = {path.name for path in (server.data_dir / "vms").iterdir()}
+    assert all(name.startswith("spare-") for name in left), left
+    again.close()
     assert list((server.data_dir / "vms").iterdir()) == []
 
 
