@@ -39,7 +39,8 @@ class Limits:
     memory_bytes: int = 1 * GIB
     """Memory of all the VM's processes together (cgroup; without one: RLIMIT_DATA for each process)."""
     processes: int = 512
-    """Processes and threads alive at once in the VM (cgroup pids and RLIMIT_NPROC in the user namespace)."""
+    """Processes and threads alive at once in the VM, for each of its users (RLIMIT_NPROC in the user namespace), and
+    a few more for both together (cgroup pids). Commands that the API starts have a small reserve beyond it."""
     cpu_cores: float | None = None
     """Cores' worth of CPU time, such as 0.5; None: only cpu_weight decides."""
     cpu_weight: int = 100
@@ -52,6 +53,8 @@ class Limits:
     """Files, directories and links that the VM made."""
     shm_bytes: int = 64 * MIB
     """Bytes in /dev/shm."""
+    terminals: int = 128
+    """Pseudoterminals open at once in the VM, shells included: the host has 4096 for all (kernel.pty.max)."""
 
     log_bytes: int = 4 * MIB
     """Newest output retained for replay, for each spawned process."""

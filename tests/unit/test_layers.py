@@ -69,7 +69,7 @@ UPWARD = {("machine/vm.py", "agentos.host")}
 
 INSIDE_A_VM = {
     "zygote", "zygote_start", "seed", "init", "boot", "spawner", "connector", "confinement", "template", "identity",
-    "channel", "fileserver", "filetree", "filetarget", "image", "outlets",
+    "channel", "fileserver", "filetree", "filetarget", "image", "outlets", "reserve",
 }  # fmt: skip
 """Modules of `machine` that the zygote and every VM's init carry: each import costs time and memory in every VM."""
 STANDARD_INSIDE = {
@@ -77,7 +77,9 @@ STANDARD_INSIDE = {
     "os", "resource", "select", "shutil", "signal", "socket", "stat", "struct", "sys", "termios", "time", "types",
     "typing",
 }  # fmt: skip
-MAY_FORK = {"machine/seed.py", "machine/zygote.py", "machine/identity.py", "machine/confinement.py"}
+MAY_FORK = {
+    "machine/seed.py", "machine/zygote.py", "machine/identity.py", "machine/confinement.py", "machine/reserve.py",
+}  # fmt: skip
 MOST_LINES = 400
 LONGER = {
     "sync.py": "generated",

@@ -21,6 +21,8 @@ from agentos.machine.channel import BlockingChannel
 
 Step = tuple[str, dict[str, Any]]
 
+_PENDING_SIGNALS = 16_384
+"""Queued signals and timers of a user of the VM: each takes kernel memory."""
 _SIOCSIFFLAGS, _IFF_UP, _IFF_RUNNING = 0x8914, 0x1, 0x40
 
 
@@ -149,8 +151,8 @@ class Boot:
         self.kept_fds.append(os.open("ns/user", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc_self))
         self.has_root_namespace = True
 
-    def limits(self, processes: int, open_files: int) -> None:
-        self.by_init("limits", processes=processes, open_files=open_files)
+    def limits(self, **limits: int) -> None:
+        self.by_init("limits", **limits)
 
 
 def make_filesystem(type: str, target: str, options: dict[str, str], attributes: list[str]) -> None:
@@ -158,9 +160,12 @@ def make_filesystem(type: str, target: str, options: dict[str, str], attributes:
     mounts.attach(mounts.make_filesystem(type, options, mounts.attribute_bits(attributes)), target)
 
 
-def set_limits(processes: int, open_files: int) -> None:
+def set_limits(processes: int, open_files: int, data_bytes: int | None = None) -> None:
     """What init and all that it forks may use. `processes` is set for its children alone: see `confinement`."""
     privileges.set_limit(resource.RLIMIT_NOFILE, open_files)
+    if data_bytes is not None:
+        privileges.set_limit(resource.RLIMIT_DATA, data_bytes)
+    privileges.set_limit(resource.RLIMIT_SIGPENDING, _PENDING_SIGNALS)
     # Not 0: a core_pattern that begins with | starts a program of the host for that too, core(5).
     privileges.set_limit(resource.RLIMIT_CORE, 1)
     privileges.set_limit(resource.RLIMIT_MEMLOCK, 64 * 1024)

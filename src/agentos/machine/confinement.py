@@ -17,6 +17,7 @@ from agentos.machine.channel import BlockingChannel, ChannelBroken, Message
 
 _KEPT_FD = 5
 """In a child: the namespace of the VM's root, after at most two descriptors of its own."""
+_OOM_SCORE_ADJ = 500
 
 
 class Confinement:
@@ -29,8 +30,11 @@ class Confinement:
         self.root_namespace = -1
         """With a single id: the user namespace in which it is shown as root."""
 
-    def bind(self, *, root: bool, processes: int) -> None:
+    def bind(self, *, root: bool, processes: int, keep_priority: bool = False) -> None:
         """Give up for good all that neither the VM's user nor, with `root`, its root may have."""
+        _go_before_init()
+        if not keep_priority:
+            _let_go_of_priority()
         fake_root = root and self.mode == "single"
         if fake_root:
             syscalls.setns(_KEPT_FD, syscalls.CLONE_NEWUSER)
@@ -61,6 +65,23 @@ class Confinement:
         privileges.set_undumpable()
 
 
+def _go_before_init() -> None:
+    """When memory runs out, this process and its descendants are killed rather than PID 1."""
+    # An undumpable process's /proc files belong to the global root. `bind` is followed by `set_undumpable`.
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
+    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, b"%d" % _OOM_SCORE_ADJ)
+    finally:
+        os.close(fd)
+
+
+def _let_go_of_priority() -> None:
+    """What is started from here has the ordinary priority again, sched(7)."""
+    if os.getpriority(os.PRIO_PROCESS, 0) < 0:
+        os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
+
+
 def fork_confined(fds: list[int], message: Message, confinement: Confinement, processes: int) -> int:
     """Fork a child that serves what `message` asks for on the socket `fds[0]`. Returns its pid."""
     pid = os.fork()
@@ -79,15 +100,23 @@ def _serve(channel: BlockingChannel, message: Message, confinement: Confinement,
     from agentos.machine import (  # imported by init already: they import this module
         connector,
         fileserver,
+        reserve,
         spawner,
     )
 
     kind, uid = message["kind"], int(message["uid"])
+    beyond = reserve.FOR_ITSELF if kind == "reserve" else 0
     try:
-        confinement.bind(root=kind == "spawner" and uid == 0, processes=processes)
+        confinement.bind(
+            root=kind in ("spawner", "reserve") and uid == 0,
+            processes=processes + beyond,
+            keep_priority=kind == "reserve",
+        )
         os.umask(0o022)
         if kind == "spawner":
             spawner.serve(channel, uid, confinement)
+        elif kind == "reserve":
+            spawner.serve(channel, uid, confinement, reserve.Reserve(uid, processes, confinement))
         elif kind == "files":
             confinement.take_file_ids(uid)
             fileserver.serve(channel.sock.detach())

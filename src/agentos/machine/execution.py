@@ -74,8 +74,11 @@ class Capture:
 class Execution:
     """The state of one running exec."""
 
-    def __init__(self, link: Link, options: ExecOptions, oom_kills: Callable[[], int]) -> None:
+    def __init__(
+        self, link: Link, options: ExecOptions, oom_kills: Callable[[], int], *, reserve: bool
+    ) -> None:
         self._link = link
+        self._reserve = reserve
         self._options = options
         self._oom_kills = oom_kills
         self._stopped: Reason | None = None
@@ -126,7 +129,7 @@ class Execution:
             os.set_blocking(fd, False)
         job = program.job(quiet=True)
         try:
-            launch = self._launch = self._link.launch(job, theirs)
+            launch = self._launch = self._link.launch(job, theirs, reserve=self._reserve)
         except BaseException:
             for fd in ours:
                 os.close(fd)

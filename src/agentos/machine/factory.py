@@ -28,8 +28,8 @@ from agentos.machine.pool import Pool, RawVm
 from agentos.model import VmSpec
 
 _SOURCE = Path(__file__).resolve().parent
-RESERVED_PROCESSES = 16
-"""Beyond limits.processes, for init and its servants."""
+RESERVED_PROCESSES = 64
+"""Beyond limits.processes, for init, its servants, and what `reserve` starts."""
 
 
 class Factory:

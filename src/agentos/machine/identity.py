@@ -60,7 +60,11 @@ class IdRanges:
         return f"0 {self.first + slot * RANGE} {self.count}"
 
     def owner(self, slot: int) -> int | None:
-        """The host id that is to own a VM's user namespace; None where the caller has no choice."""
+        """Who is to make the user namespace of a VM, where that can be chosen: its own root.
+
+        The kernel charges what it counts for each user (inotify instances, message queues, pending signals) to that
+        one too: VMs that all belong to one user would share its limits.
+        """
         return self.first + slot * RANGE if self.mode == "root" else None
 
     def write_maps(self, pid: int, slot: int) -> None:

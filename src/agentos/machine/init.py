@@ -22,6 +22,8 @@ from agentos.machine.channel import BlockingChannel, ChannelBroken, Message
 from agentos.machine.confinement import Confinement, fork_confined
 
 _KILL_SECONDS = 5.0
+_STOP_ALL_SECONDS = 0.2
+"""A kill that takes longer stops every process of the VM meanwhile: they take the CPU from it, or fork faster."""
 _LOOKS = 20
 _CHASES = 50
 _MEMBERS_NAMED = 64
@@ -117,18 +119,18 @@ class Init:
         killed: set[int] = set()
         stopped: list[int] = []
         members: list[int] = []
-        passes = 0
-        deadline = time.monotonic() + _KILL_SECONDS
+        began = time.monotonic()
+        deadline = began + _KILL_SECONDS
+        patience: float | None = began + _STOP_ALL_SECONDS
         while True:
-            members, all_seen = self.look(mark)
+            try:
+                members, all_seen = self.look(mark, patience)
+            except TimeoutError:
+                # kill(-1) stops all at one instant, forks included.
+                stopped, patience = self.stop_all(), None
+                continue
             if (all_seen and not members) or time.monotonic() > deadline:
                 break
-            passes += 1
-            if passes == _LOOKS:
-                # They fork faster than they are found. kill(-1) stops all at one instant, forks included.
-                stopped = [pid for pid in proc.pids() if pid != 1 and _state(pid) not in ("T", "")]
-                _kill(-1, signal.SIGSTOP)
-                continue
             _kill_and_await(members, deadline)
             killed.update(members)
             self.reap()
@@ -136,6 +138,15 @@ class Init:
             if pid not in killed:
                 _kill(pid, signal.SIGCONT)
         return {"killed": len(killed), "survivors": len(members)}
+
+    def stop_all(self) -> list[int]:
+        """SIGSTOP to every process of the VM but this one; the pids of those that are to go on afterwards.
+
+        Servants go on by themselves: see `reap`.
+        """
+        before = {pid for pid in proc.pids() if _state(pid) == "T"}
+        _kill(-1, signal.SIGSTOP)
+        return [pid for pid in proc.pids() if pid != 1 and pid not in before]
 
     def usage(self, message: Message, fds: list[int]) -> Message:
         """CPU time of the living members of a lineage and of the children that they waited for."""
@@ -174,22 +185,28 @@ class Init:
         self.awaited.setdefault(mark, []).append(int(message["id"]))
         return None
 
-    def lineage(self, mark: int) -> list[int]:
-        """The pids of all processes that carry `mark`."""
-        return [pid for pid in proc.pids() if self.carries(pid, mark)]
+    def lineage(self, mark: int, until: float | None = None) -> list[int]:
+        """The pids of all processes that carry `mark`. TimeoutError after monotonic `until`."""
+        found = []
+        for pid in proc.pids():
+            if until is not None and time.monotonic() > until:
+                raise TimeoutError
+            if self.carries(pid, mark):
+                found.append(pid)
+        return found
 
     def carries(self, pid: int, mark: int) -> bool:
         """Whether a process is of the lineage `mark`."""
         return pid != 1 and pid not in self.servants and _mark_of(pid) == mark
 
-    def look(self, mark: int) -> tuple[list[int], bool]:
-        """The living members of a lineage, and whether none can have been missed.
+    def look(self, mark: int, until: float | None = None) -> tuple[list[int], bool]:
+        """The living members of a lineage, and whether none can have been missed. TimeoutError after `until`.
 
         Who forks and ends while the table is read may be in it neither as parent nor as child. But the child
         has a pid above all that there were before, so those are looked at until there are no newer ones.
         """
         newest = _newest_pid()
-        members = [pid for pid in self.lineage(mark) if _alive(pid)]
+        members = [pid for pid in self.lineage(mark, until) if _alive(pid)]
         for _ in range(_CHASES):
             before, newest = newest, _newest_pid()
             if newest <= before:

@@ -320,7 +320,7 @@ class Spawner:
 
     def _failed(self, message: Message) -> None:
         number, step = whole(message["errno"], 4095), str(message["step"])
-        if message["failed"] == "spawner":
+        if message["failed"] in ("spawner", "reserve"):
             for launch in self.launches.values():
                 launch.note_failed(number, step)
             self.launches.clear()
@@ -381,7 +381,8 @@ class Link:
         self._port = Port(loop, sock, self._received, self._ended, INIT_FRAME_BYTES)
         self._numbers = itertools.count(FIRST_NUMBER)
         self._requests: dict[int, asyncio.Future[Message]] = {}
-        self._spawners: dict[int, Spawner] = {}
+        self._spawners: dict[tuple[int, bool], Spawner] = {}
+        """By user, and whether it is the reserve."""
         self._adopted: dict[int, Launch] = {}
         self._idle_timer: asyncio.TimerHandle | None = None
         self._last_launch = 0
@@ -389,31 +390,35 @@ class Link:
 
     # -- programs
 
-    def launch(self, job: Message, fds: Sequence[int] = ()) -> Launch:
-        """Have a program started. `fds` (stdin if wanted, stdout, stderr) are closed here, also on an error."""
+    def launch(self, job: Message, fds: Sequence[int] = (), *, reserve: bool = False) -> Launch:
+        """Have a program started, by the reserve where an ordinary spawner could not (see `reserve`).
+
+        `fds` (stdin if wanted, stdout, stderr) are closed here, also on an error.
+        """
         if self._port.closed:
             for fd in fds:
                 os.close(fd)
             raise self.stopped_error()
-        spawner = self.prepare(int(job["uid"]))
+        spawner = self.prepare(int(job["uid"]), reserve=reserve)
         number = self._last_launch = next(self._numbers)
         launch = Launch(self, number, spawner, terminal=bool(job.get("pty")))
         spawner.start(launch, job, fds)
         return launch
 
-    def prepare(self, uid: int) -> Spawner:
+    def prepare(self, uid: int, *, reserve: bool = False) -> Spawner:
         """The spawner of a user, started if there is none. It goes when it was not needed for a while."""
-        spawner = self._spawners.get(uid)
+        spawner = self._spawners.get((uid, reserve))
         if spawner is None or not spawner.alive:
-            spawner = self._spawners[uid] = self._fork_spawner(uid)
+            kind = "reserve" if reserve else "spawner"
+            spawner = self._spawners[uid, reserve] = self._fork_spawner(kind, uid)
         if self._idle_timer is None:
             self._idle_timer = self.loop.call_later(IDLE_SECONDS, self._drop_idle, self._last_launch)
         return spawner
 
-    def _fork_spawner(self, uid: int) -> Spawner:
+    def _fork_spawner(self, kind: str, uid: int) -> Spawner:
         journal_read, journal_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            number, sock = self.fork_servant("spawner", [journal_write], uid=uid)
+            number, sock = self.fork_servant(kind, [journal_write], uid=uid)
         except BaseException:
             os.close(journal_read)
             raise
@@ -421,7 +426,7 @@ class Link:
 
     def take_spawner(self, uid: int, sock: socket.socket, journal_fd: int) -> None:
         """Take over the spawner that was forked as servant 1, before this link was there."""
-        self._spawners[uid] = Spawner(self, uid, FIRST_NUMBER - 1, sock, journal_fd)
+        self._spawners[uid, False] = Spawner(self, uid, FIRST_NUMBER - 1, sock, journal_fd)
         self._idle_timer = self.loop.call_later(IDLE_SECONDS, self._drop_idle, self._last_launch)
 
     def release(self, launch: Launch) -> None:
@@ -434,10 +439,10 @@ class Link:
         """Once in a while: a spawner that nothing was asked of since the last time, and that runs nothing, goes."""
         self._idle_timer = None
         idle = self._last_launch == seen
-        for uid, spawner in list(self._spawners.items()):
+        for key, spawner in list(self._spawners.items()):
             if idle and not spawner.launches:
                 spawner.close()
-                del self._spawners[uid]
+                del self._spawners[key]
         if self._spawners:
             self._idle_timer = self.loop.call_later(IDLE_SECONDS, self._drop_idle, self._last_launch)
 

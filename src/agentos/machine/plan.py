@@ -24,8 +24,6 @@ OURS = "/opt/agentos/"
 UIDS = {"root": 0, "agentos": 1000}
 ID_COUNT = 65_536
 TTY_GID = 5
-TERMINALS = 256
-"""Pseudoterminals of one VM. The kernel has a few thousand for the whole machine (kernel.pty.max)."""
 VMS_OF_A_USER = 4
 """A VM that shares its host user with others gets this part of what the kernel counts for each user."""
 WASM_RULE = r":wasm:M::\x00asm::/opt/agentos/bin/wasm:"
@@ -57,6 +55,8 @@ class HostFacts:
     """Directories that a package manager writes to; writable per VM where idmap is true."""
     extra_mounts: tuple[tuple[str, str], ...] = ()
     """(host path, guest path) of what agentos itself brings, read-only."""
+    memory_cgroup: bool = True
+    """Whether a cgroup limits the memory of all of a VM's processes together."""
     binfmt_misc: bool = False
     """Whether each VM can say for itself what runs .wasm files; otherwise the zygote may have, for all."""
 
@@ -112,7 +112,10 @@ def plan_vm(spec: VmSpec, facts: HostFacts) -> list[Step]:
         steps.append(("binfmt_misc", {"rule": WASM_RULE}))
     if facts.mode == "single":
         steps.append(("root_namespace", {}))
-    steps.append(("limits", {"processes": spec.limits.processes, "open_files": spec.limits.open_files}))
+    limits = {"processes": spec.limits.processes, "open_files": spec.limits.open_files}
+    if not facts.memory_cgroup:
+        limits["data_bytes"] = spec.limits.memory_bytes
+    steps.append(("limits", limits))
     return steps
 
 
@@ -163,7 +166,7 @@ def _system_directories(facts: HostFacts, root: str) -> list[Step]:
 
 
 def _devices(spec: VmSpec, facts: HostFacts, root: str) -> list[Step]:
-    pts = {"newinstance": "", "ptmxmode": "0666", "mode": "0620", "max": str(TERMINALS)}
+    pts = {"newinstance": "", "ptmxmode": "0666", "mode": "0620", "max": str(spec.limits.terminals)}
     if facts.mode != "single":
         pts["gid"] = str(TTY_GID)
     shm = {"size": str(spec.limits.shm_bytes), "nr_inodes": "16384", "mode": "1777"}

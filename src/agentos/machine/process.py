@@ -153,6 +153,7 @@ class Process:
         *,
         timeout: float | None,
         lossless: bool,
+        reserve: bool,
     ) -> None:
         """Start the program. Raises SpawnFailed when that can not be done; nothing is left then."""
         loop = link.loop
@@ -164,7 +165,9 @@ class Process:
         for fd in (in_write, out_read, err_read):
             os.set_blocking(fd, False)
         try:
-            launch = self._launch = link.launch(self._program.job(), [in_read, out_write, err_write])
+            launch = self._launch = link.launch(
+                self._program.job(), [in_read, out_write, err_write], reserve=reserve
+            )
         except BaseException:
             for fd in (in_write, out_read, err_read):
                 os.close(fd)

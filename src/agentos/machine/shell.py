@@ -132,10 +132,11 @@ class Shell:
 
     # -- its life
 
-    async def start(self, link: Link, limits: Limits) -> None:
+    async def start(self, link: Link, limits: Limits, *, reserve: bool) -> None:
         """Open the terminal and start the program. Raises SpawnFailed when that can not be done."""
         loop = link.loop
-        launch = self._launch = link.launch(self._program.job(pty=[self.size.rows, self.size.cols]))
+        job = self._program.job(pty=[self.size.rows, self.size.cols])
+        launch = self._launch = link.launch(job, reserve=reserve)
         self._exited = loop.create_future()
         self._finished = loop.create_future()
         try:

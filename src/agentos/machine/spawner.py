@@ -16,12 +16,14 @@ import os
 import select
 import signal
 import struct
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 from agentos.linux import privileges, proc, pty, syscalls
 from agentos.machine.channel import BlockingChannel, Message
 from agentos.machine.confinement import Confinement
+from agentos.machine.reserve import Reserve
 
 WASM_RUNNER = "/opt/agentos/bin/wasm"
 _ENOEXEC, _EACCES = 8, 13
@@ -40,9 +42,15 @@ class _Failed(Exception):
         self.errno = error.errno or 0
 
 
-def serve(channel: BlockingChannel, uid: int, confinement: Confinement) -> None:
+def serve(
+    channel: BlockingChannel, uid: int, confinement: Confinement, reserve: Reserve | None = None
+) -> None:
     """The spawner's whole life, from the moment when it is confined. Ends with its channel."""
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+    if reserve is not None:
+        reserve.take_ids()
+        Spawner(channel, reserve.start).run()
+        return
     capabilities = privileges.CAP_SYS_ADMIN
     if uid == 0 and confinement.mode != "single":
         capabilities |= privileges.ROOT_CAPS
@@ -50,11 +58,20 @@ def serve(channel: BlockingChannel, uid: int, confinement: Confinement) -> None:
     Spawner(channel).run()
 
 
+def _posix_spawn(path: str, argv: list[str], environment: dict[str, str], actions: list[Any]) -> int:
+    return os.posix_spawn(path, argv, environment, file_actions=actions, setsid=True)
+
+
+Execute = Callable[[str, list[str], dict[str, str], list[Any]], int]
+"""Starts a program in a session of its own: path, argv, environment and file actions, as os.posix_spawn has them."""
+
+
 class Spawner:
     """The loop of a spawner. It waits for the host and for the ends of its children."""
 
-    def __init__(self, channel: BlockingChannel) -> None:
+    def __init__(self, channel: BlockingChannel, execute: Execute = _posix_spawn) -> None:
         self.channel = channel
+        self.execute = execute
         self.jobs: dict[int, int] = {}
         """pid of a program that was started -> number of its job."""
         self.watched = False
@@ -110,7 +127,7 @@ class Spawner:
                 actions = _redirections(fds)
             # Before it can do anything, such as kill this process: no job is ever started a second time.
             self.note(number, 0)
-            pid = _spawn(job, actions)
+            pid = _spawn(job, actions, self.execute)
         except _Failed as failed:
             self.channel.send({"failed": number, "errno": failed.errno, "step": failed.step})
         else:
@@ -196,7 +213,7 @@ def _new_mark() -> tuple[int, int]:
     return os.fstat(fd).st_ino, fd
 
 
-def _spawn(job: Message, actions: list[Any]) -> int:
+def _spawn(job: Message, actions: list[Any], execute: Execute) -> int:
     argv, environment = job["argv"], job["env"]
     try:
         # Not the caller's cwd but this process's: posix_spawn(3) as Python has it knows no other way.
@@ -207,7 +224,7 @@ def _spawn(job: Message, actions: list[Any]) -> int:
         path = job["path"] or _find_program(argv[0], environment.get("PATH", os.defpath))
         if job["as_bash"]:
             environment = {**environment, "PWD": os.getcwd(), "SHLVL": "0", "_": path}
-        return _spawn_path(path, argv, environment, actions, as_bash=job["as_bash"])
+        return _spawn_path(path, argv, environment, actions, execute, as_bash=job["as_bash"])
     except OSError as error:
         raise _Failed("exec", error) from error
     finally:
@@ -215,16 +232,22 @@ def _spawn(job: Message, actions: list[Any]) -> int:
 
 
 def _spawn_path(
-    path: str, argv: list[str], environment: dict[str, str], actions: list[Any], *, as_bash: bool
+    path: str,
+    argv: list[str],
+    environment: dict[str, str],
+    actions: list[Any],
+    execute: Execute,
+    *,
+    as_bash: bool,
 ) -> int:
     try:
-        return os.posix_spawn(path, argv, environment, file_actions=actions, setsid=True)
+        return execute(path, argv, environment, actions)
     except OSError as error:
         # ENOEXEC: this kernel hands no .wasm to the runner by itself; EACCES: the module lacks the execute bit.
         if as_bash or error.errno not in (_ENOEXEC, _EACCES) or not _is_wasm(path):
             raise  # in bash's place: bash is to say what it makes of that
         runner = [WASM_RUNNER, path, *argv[1:]]
-        return os.posix_spawn(WASM_RUNNER, runner, environment, file_actions=actions, setsid=True)
+        return execute(WASM_RUNNER, runner, environment, actions)
 
 
 def _redirections(fds: list[int]) -> list[Any]:

@@ -356,18 +356,40 @@ class VM:
         self._check_running()
         with self._one_more_alive():
             return await self._insist(
-                lambda: Execution(self.link, options, self._oom_kills).run(program, keep=self.keep_draining)
+                lambda reserve: Execution(self.link, options, self._oom_kills, reserve=reserve).run(
+                    program, keep=self.keep_draining
+                )
             )
 
-    async def _insist(self, start: Callable[[], Awaitable[_T]]) -> _T:
-        """Begin again where a guest has killed the spawner before it started anything: nothing has run then."""
-        for _ in range(_SPAWNER_TRIES - 1):
+    async def _insist(self, start: Callable[[bool], Awaitable[_T]]) -> _T:
+        """Begin again where a guest has killed the spawner, or left it no process, before anything was started.
+
+        Then with the reserve: `start` is told whether to use that. LimitExceeded where it has no process left either.
+        """
+        limits, reserve = self.spec.limits, False
+        for attempt in range(_SPAWNER_TRIES):
             try:
-                return await start()
+                return await start(reserve)
             except SpawnFailed as error:
-                if error.details.get("step") != "spawner":
+                step, number = error.details.get("step"), error.os_errno
+                if step == "pty" and number == errno.ENOSPC:
+                    raise LimitExceeded.of(
+                        "terminals",
+                        limits.terminals + 1,
+                        limits.terminals,
+                        "all terminals of the VM are open",
+                    ) from error
+                if number == errno.EAGAIN and reserve:
+                    said = (
+                        "the VM has as many processes as it may, and the reserve for commands is used up too"
+                    )
+                    raise LimitExceeded.of(
+                        "processes", limits.processes + 1, limits.processes, said
+                    ) from error
+                if attempt == _SPAWNER_TRIES - 1 or not (step == "spawner" or number == errno.EAGAIN):
                     raise
-        return await start()
+                reserve = number == errno.EAGAIN or attempt > 0
+        raise AssertionError("unreachable")
 
     @contextlib.contextmanager
     def _one_more_alive(self) -> Any:
@@ -458,8 +480,8 @@ class VM:
         process = Process(self, program, program.argv[0], tuple(program.argv[1:]))
         self._live += 1
         try:
-            await self._insist(lambda: process.start(
-                self.link, limits, self._oom_kills, timeout=timeout, lossless=lossless,
+            await self._insist(lambda reserve: process.start(
+                self.link, limits, self._oom_kills, timeout=timeout, lossless=lossless, reserve=reserve,
             ))  # fmt: skip
         except BaseException:
             self._live -= 1
@@ -593,7 +615,7 @@ class VM:
         shell = Shell(self, f"shell-{self._shell_count}", program, size, limits.scrollback_bytes)
         self._shells[shell.shell_id] = shell
         try:
-            await self._insist(lambda: shell.start(self.link, limits))
+            await self._insist(lambda reserve: shell.start(self.link, limits, reserve=reserve))
         except BaseException:
             del self._shells[shell.shell_id]
             raise

@@ -66,7 +66,8 @@ class Zygote:
         """Descriptor of `sync` -> VM whose PID 1 is not known yet."""
         self.poll = select.poll()
         confinement = Confinement(ids.mode, privileges.last_capability(), bytes.fromhex(config["filter"]))
-        self.seed = Seed(ids, self.lifeline_read, confinement)
+        has_cpu_groups = "cpu_weight" in scope.limits
+        self.seed = Seed(ids, self.lifeline_read, confinement, has_cpu_groups=has_cpu_groups)
         self.forks: socket.socket | None = None
         """To the seed."""
         self.held: dict[str, int] = {}
@@ -363,6 +364,7 @@ def main(control_fd: int) -> None:
             notes = "; ".join([str(error), *getattr(error, "__notes__", [])])
             control.send({"failed": step, "errno": error.errno or 0, "text": notes})
             return
+        facts["memory_cgroup"] = "memory" in setup.limits
         control.send({"facts": facts, "cgroups": setup.describe()})
         # Pages that the VMs share stay shared only while nobody writes to them, and a collection would.
         gc.disable()
