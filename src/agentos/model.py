@@ -53,8 +53,9 @@ class Limits:
     """Files, directories and links that the VM made."""
     shm_bytes: int = 64 * MIB
     """Bytes in /dev/shm."""
-    terminals: int = 128
-    """Pseudoterminals open at once in the VM, shells included: the host has 4096 for all (kernel.pty.max)."""
+    terminals: int = 256
+    """Pseudoterminals open at once in the VM, shells included. The kernel has a few thousand for the whole machine
+    (kernel.pty.max)."""
 
     log_bytes: int = 4 * MIB
     """Newest output retained for replay, for each spawned process."""

@@ -67,13 +67,15 @@ class Confinement:
 
 def _go_before_init() -> None:
     """When memory runs out, this process and its descendants are killed rather than PID 1."""
-    # An undumpable process's /proc files belong to the global root. `bind` is followed by `set_undumpable`.
+    # An undumpable process's /proc files belong to the global root. Meanwhile the capabilities that it still has keep
+    # the guest from tracing it, also where the guest has its id.
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
     fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, b"%d" % _OOM_SCORE_ADJ)
     finally:
         os.close(fd)
+        privileges.set_undumpable()
 
 
 def _let_go_of_priority() -> None:
@@ -89,7 +91,7 @@ def fork_confined(fds: list[int], message: Message, confinement: Confinement, pr
         return pid
     code = 125
     try:
-        root = message["kind"] == "spawner" and message["uid"] == 0
+        root = message["kind"] in ("spawner", "reserve") and message["uid"] == 0
         _forget_init(fds, confinement.root_namespace if root else -1)
         code = _serve(BlockingChannel(socket.socket(fileno=3)), message, confinement, processes)
     finally:

@@ -12,7 +12,7 @@ import resource
 from typing import Any
 
 from agentos.linux import privileges, syscalls
-from agentos.machine.confinement import CAP_SYS_ADMIN, Confinement
+from agentos.machine.confinement import Confinement
 
 FOR_PROGRAMS = 16
 """Processes beyond the limit that the programs started here may have, so that a shell among them can fork."""
@@ -31,10 +31,10 @@ class Reserve:
     def take_ids(self) -> None:
         """Become what this process is until it ends. Paths are looked up with the rights of `uid`."""
         if self.confinement.mode == "single":
-            self.confinement.take_ids(self.uid, capabilities=CAP_SYS_ADMIN)
+            self.confinement.take_ids(self.uid, capabilities=privileges.CAP_SYS_ADMIN)
             return
         kept = (privileges.CAP_SETUID, privileges.CAP_SETGID, privileges.CAP_KILL)
-        capabilities = CAP_SYS_ADMIN | sum(1 << cap for cap in kept)
+        capabilities = privileges.CAP_SYS_ADMIN | sum(1 << cap for cap in kept)
         if self.uid == 0:
             capabilities |= privileges.ROOT_CAPS
         self.confinement.take_ids(0, capabilities=capabilities)

@@ -28,7 +28,6 @@ _OTHER_NAMESPACES = (
     | syscalls.CLONE_NEWUTS
     | syscalls.CLONE_NEWCGROUP
 )
-_CAP_SYS_ADMIN = 1 << 21  # linux/capability.h
 
 
 class Seed:
