@@ -36,6 +36,24 @@ class _Block:
 _position = attrgetter("position")
 
 
+class Attached:
+    """A reader that a lossless log waits for, from `OutputLog.attach` to `detach`."""
+
+    __slots__ = ("_log", "cursor")
+
+    def __init__(self, log: OutputLog, cursor: int) -> None:
+        self._log = log
+        self.cursor = cursor
+
+    def advance(self, cursor: int) -> None:
+        """It has read what lies before `cursor`."""
+        self._log.note(self, cursor)
+
+    def detach(self) -> None:
+        """It is not to be waited for any more."""
+        self._log.note(self, None)
+
+
 class OutputLog:
     """The log of one process or shell. `max_bytes` bounds what is retained (at least the newest block)."""
 
@@ -54,12 +72,32 @@ class OutputLog:
         self._cost = 0
         self._offsets: dict[StreamName, int] = {"stdout": 0, "stderr": 0}
         self._waiters: list[asyncio.Future[None]] = []
+        self._attached: set[Attached] = set()
+        self._asked: int | None = None
         self._consumed = 0
 
     @property
     def full(self) -> bool:
-        """A lossless log holds a bound's worth that nobody has read: nothing may be appended for now."""
+        """A lossless log holds a bound's worth that was not read by all: nothing may be appended for now."""
         return self.lossless and self.end - self._consumed >= self.max_bytes
+
+    def attach(self, cursor: int) -> Attached:
+        """A reader at `cursor`, which a lossless log waits for; it reads with `peek`.
+
+        Those who ask for pages with `read` are unknown: of them, the log waits for the one that is furthest, and
+        takes what lies before the cursor that is asked for as read.
+        """
+        reader = Attached(self, cursor)
+        self._attached.add(reader)
+        return reader
+
+    def note(self, reader: Attached, cursor: int | None) -> None:
+        """`reader` is at `cursor` now; None: it has gone."""
+        if cursor is None:
+            self._attached.discard(reader)
+        else:
+            reader.cursor = cursor
+        self._look_consumed()
 
     def append(self, stream: StreamName, data: bytes) -> None:
         """Add the newest bytes of `stream` and drop the oldest beyond the bound."""
@@ -110,6 +148,17 @@ class OutputLog:
 
         A cursor beyond the end reads nothing; one before the oldest byte gets `truncated` and `skipped`.
         """
+        self._note_asked(cursor)
+        return self.peek(cursor, max_bytes)
+
+    def _note_asked(self, cursor: int) -> None:
+        # What lies before was taken; what is answered now may get lost on its way, and be asked for again.
+        if self.lossless and (self._asked is None or cursor > self._asked):
+            self._asked = min(cursor, self.end)
+            self._look_consumed()
+
+    def peek(self, cursor: int, max_bytes: int) -> OutputPage:
+        """As `read`, by a reader that is attached."""
         skipped = max(0, self.start - cursor)
         position = max(cursor, self.start)
         events: list[OutputChunk] = []
@@ -127,14 +176,18 @@ class OutputLog:
                 position += len(data)
                 room -= len(data)
             index += 1
-        self._note_read(position)
         done = self.finished and position >= self.end
         return OutputPage(tuple(events), position, skipped > 0, skipped, done)
 
-    def _note_read(self, position: int) -> None:
-        if position > self._consumed:
+    def _look_consumed(self) -> None:
+        """What was read by all who read does not become unread by somebody who begins later."""
+        positions = [one.cursor for one in self._attached]
+        if self._asked is not None:
+            positions.append(self._asked)
+        consumed = min(positions, default=0)
+        if consumed > self._consumed:
             was_full = self.full
-            self._consumed = position
+            self._consumed = consumed
             if was_full and not self.full and self.on_room:
                 self.on_room()
 
@@ -152,6 +205,7 @@ class OutputLog:
 
     async def read_wait(self, cursor: int, max_bytes: int, wait: float) -> OutputPage:
         """As `read`, but where nothing follows yet, wait up to `wait` seconds for it."""
+        self._note_asked(cursor)
         if wait > 0 and self.end <= cursor and not self.finished:
             try:
                 async with asyncio.timeout(wait):

@@ -183,13 +183,19 @@ def test_following_ends_with_the_output() -> None:
 
 
 def test_a_lossless_log_says_when_it_is_full() -> None:
-    """Full is what nobody has read; reading makes room and says so."""
+    """Full is what nobody has read; asking for what follows makes room and says so.
+
+    What was answered may have been lost on its way, and is asked for again.
+    """
     log = OutputLog(10, lossless=True)
     made_room: list[bool] = []
     log.on_room = lambda: made_room.append(log.full)
     log.append("stdout", b"x" * 10)
     assert log.full
     log.read(0, max_bytes=1)
+    assert log.full
+    assert made_room == []
+    log.read(1, max_bytes=1)
     assert not log.full
     assert made_room == [False]
 
@@ -203,5 +209,43 @@ def test_a_lossless_log_drops_only_what_was_read() -> None:
     assert log.start == 0
     log.read(0, max_bytes=500)
     log.append("stdout", b"z")
+    assert log.start == 0
+    log.read(500, max_bytes=500)
+    log.append("stdout", b"z")
     assert 0 < log.start <= 500
     assert not log.read(500).truncated
+
+
+def test_a_lossless_log_waits_for_the_slowest_that_is_attached() -> None:
+    """Until that one has read, or gone; whoever asks for pages does not read for it."""
+    log = OutputLog(100, lossless=True)
+    room: list[int] = []
+    log.on_room = lambda: room.append(log.end)
+    quick, slow = log.attach(0), log.attach(0)
+    log.append("stdout", b"x" * 100)
+    quick.advance(log.peek(0, 100).cursor)
+    assert log.read(100).cursor == 100
+    assert log.full
+    slow.advance(50)
+    assert not log.full
+    assert room == [100]
+    log.append("stdout", b"y" * 60)
+    assert log.full
+    slow.detach()
+    assert not log.full
+    assert room == [100, 160]
+
+
+def test_who_reads_nothing_and_goes_leaves_a_lossless_log_as_it_was() -> None:
+    """What was read by all stays read, and the next reader gets the rest."""
+    log = OutputLog(10, lossless=True)
+    reader = log.attach(0)
+    log.append("stdout", b"x" * 10)
+    reader.advance(10)
+    reader.detach()
+    log.append("stdout", b"y" * 10)
+    assert log.full
+    page = log.read(10)
+    assert b"".join(chunk.data for chunk in page.events) == b"y" * 10
+    log.read(page.cursor)
+    assert not log.full
