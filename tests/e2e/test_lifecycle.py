@@ -146,6 +146,21 @@ def test_exited_processes_are_remembered_up_to_a_bound(in_vm: Any) -> None:
     in_vm(body, limits=Limits(exited_processes=3))
 
 
+def test_a_first_caller_who_is_cancelled_takes_nobody_along(in_vm: Any) -> None:
+    """The second with the same key gets the process that was being started."""
+
+    async def body(vm: VM) -> None:
+        first = asyncio.create_task(vm.spawn("sleep", ["1000"], idempotency_key="k"))
+        second = asyncio.create_task(vm.spawn("sleep", ["1000"], idempotency_key="k"))
+        await asyncio.sleep(0)
+        first.cancel()
+        assert (await second).running
+        assert first.cancelled()
+        assert len(await vm.list_processes()) == 1
+
+    in_vm(body)
+
+
 def test_an_idempotency_key_starts_one_process(in_vm: Any) -> None:
     """The same key gives the same process, at once or later, even exited; another key another one."""
 

@@ -15,7 +15,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentos.errors import (
-    AgentOSError,
     BootFailed,
     InvalidRequest,
     LimitExceeded,
@@ -450,25 +449,19 @@ class VM:
         return await self._spawn_once(key, program, limit, lossless)
 
     async def _spawn_once(self, key: str, program: Program, timeout: float | None, lossless: bool) -> Process:
-        known = self._keys.get(key)
-        if known is not None:
-            return await asyncio.shield(known)
-        future: asyncio.Future[Process] = asyncio.get_running_loop().create_future()
-        self._keys[key] = future
-        while len(self._keys) > _REMEMBERED_KEYS:
-            self._keys.popitem(last=False)
-        try:
-            process = await self._spawn(program, timeout, lossless)
-        except BaseException as error:
-            self._keys.pop(key, None)
-            if isinstance(error, AgentOSError):
-                future.set_exception(error)
-                future.exception()
-            else:
-                future.cancel()
-            raise
-        future.set_result(process)
-        return process
+        spawning = self._keys.get(key)
+        if spawning is None:
+            # A task of its own: who asks again must not be cancelled with the first, whose connection broke.
+            spawning = asyncio.ensure_future(self._spawn(program, timeout, lossless))
+            spawning.add_done_callback(lambda done: self._forget_failed(key, done))
+            self._keys[key] = spawning
+            while len(self._keys) > _REMEMBERED_KEYS:
+                self._keys.popitem(last=False)
+        return await asyncio.shield(spawning)
+
+    def _forget_failed(self, key: str, done: asyncio.Future[Process]) -> None:
+        if (done.cancelled() or done.exception() is not None) and self._keys.get(key) is done:
+            del self._keys[key]
 
     async def _spawn(self, program: Program, timeout: float | None, lossless: bool) -> Process:
         self._check_running()
