@@ -32,7 +32,7 @@ class Caller(Protocol):
 
     @property
     def reached(self) -> bool:
-        """Whether the server has ever answered. One that never did is not waited for."""
+        """Whether there was ever a server. Where nobody has taken a connection yet, nobody is waited for."""
 
     async def call(self, name: str, args: tuple[Any, ...], wait: float | None) -> Any:
         """The output of an action, once; `wait`: seconds that the server may take, where that is known.

@@ -19,7 +19,7 @@ from agentos.client.transport import Way
 from agentos.client.verbs import Verbs
 from agentos.errors import AgentOSError, ConnectionLost
 from agentos.wire.address import ById, Connect, gateway_path
-from agentos.wire.client_connection import ClientConnection, Completed, EventArrived, Failed, Opened
+from agentos.wire.client_connection import ClientConnection, Completed, EventArrived, Failed, Lost, Opened
 from agentos.wire.encodings import BARE_BYTES, Frame
 from agentos.wire.failures import error_of_close, reconnects
 from agentos.wire.terms import Terms, subprotocols_of_terms
@@ -228,6 +228,9 @@ class Link:
             answer = self._answers.pop(received.id, None)
             if answer is not None and not answer.done():
                 answer.set_result(received.output)
+        elif isinstance(received, Lost):
+            self._events += [("streamError", (error,)) for error in received.errors]
+            self._changed.set()
         elif isinstance(received, Failed):
             self._fail(received.ids, received.error)
         elif isinstance(received, Opened):
@@ -269,8 +272,10 @@ class Connection(Verbs):
     """A connection to one remote VM: `on` for its events, and its verbs over the same WebSocket.
 
     When the WebSocket breaks it is opened again and the events are subscribed to again; reads that were in flight
-    are repeated, other actions raise ConnectionLost, as nobody can know whether they were done. Output that a
-    process writes meanwhile comes again from where the server's log begins: use `process.output()` for each byte once.
+    are repeated, other actions raise ConnectionLost, as nobody can know whether they were done. Events of processes
+    and shells go on where they were cut off, each byte once; what the server no longer has is told with a
+    streamError (code `stream.lost` where it has forgotten the process, as after a restart, `stream.gap` where its log
+    has dropped bytes).
     """
 
     def __init__(self, way: Way) -> None:

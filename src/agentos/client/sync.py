@@ -532,8 +532,10 @@ class Connection(Twin[AsyncConnection]):
     """A connection to one remote VM: `on` for its events, and its verbs over the same WebSocket.
 
     When the WebSocket breaks it is opened again and the events are subscribed to again; reads that were in flight
-    are repeated, other actions raise ConnectionLost, as nobody can know whether they were done. Output that a
-    process writes meanwhile comes again from where the server's log begins: use `process.output()` for each byte once.
+    are repeated, other actions raise ConnectionLost, as nobody can know whether they were done. Events of processes
+    and shells go on where they were cut off, each byte once; what the server no longer has is told with a
+    streamError (code `stream.lost` where it has forgotten the process, as after a restart, `stream.gap` where its log
+    has dropped bytes).
     """
 
     @property

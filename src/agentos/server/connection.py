@@ -20,6 +20,7 @@ from agentos.wire.failures import DESTROYED, MALFORMED, Close
 from agentos.wire.keys import serialize_key
 from agentos.wire.malformed import MalformedMessage
 from agentos.wire.messages import ActorSpecifier
+from agentos.wire.positions import RESUME, read_resumption
 
 _CLOSE_SECONDS = 2.0
 _LAST_SECONDS = 1.0
@@ -104,12 +105,21 @@ class Connection:
 
     async def _take(self, frame: Frame) -> None:
         received = await off_loop(len(frame), self._core.receive, frame)
-        if isinstance(received, ActionCalled):
+        if isinstance(received, ActionCalled) and received.name == RESUME:
+            self._spawn(self._send(self._resume(received)))
+        elif isinstance(received, ActionCalled):
             self._spawn(self._act(received))
         elif isinstance(received, Refused):
             self._spawn(self._send(self._core.fail(received.action_id, received.error)))
         elif isinstance(received, Subscribed):
             self._subscriber.subscribed(received.name)
+
+    def _resume(self, called: ActionCalled) -> Frame:
+        # Not a task of its own: it has to be done before the subscriptions that follow are heard.
+        try:
+            return self._core.respond(called.id, self._subscriber.resume(read_resumption(called.args)))
+        except AgentOSError as error:
+            return self._core.fail(called.id, error)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

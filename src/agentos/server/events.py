@@ -15,32 +15,19 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from agentos.actor import Actor, Stream
-from agentos.model import OutputChunk
+from agentos.server.pages import EXIT, OUTPUT, encoded_page, exit_payload, gap_payload
 from agentos.server.settings import Counters
 from agentos.wire.connection import ServerConnection
-from agentos.wire.encodings import Encoding, Frame
-from agentos.wire.messages import Event
+from agentos.wire.encodings import Frame
+from agentos.wire.positions import Resumption
 
-PAGE_BYTES: Final = 128 * 1024
-_SHARED_PAGES: Final = 4
 _MOST_ANNOUNCEMENTS: Final = 256
 _SETTLE_SECONDS: Final = 0.01
 """Clients subscribe to one event after the other: output that is waiting goes out when they have done so."""
 
-_OUTPUT: Final = {"process": "processOutput", "shell": "shellData"}
-_EXIT: Final = {"process": "processExit", "shell": "shellExit"}
-STREAM_EVENTS: Final = frozenset((*_OUTPUT.values(), *_EXIT.values()))
+STREAM_EVENTS: Final = frozenset((*OUTPUT.values(), *EXIT.values()))
 
 SendFrame = Callable[[Frame], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Page:
-    """Frames that tell what follows a cursor, and where they end."""
-
-    frames: tuple[Frame, ...]
-    cursor: int
-    skipped: int
 
 
 @dataclass(slots=True)
@@ -69,6 +56,8 @@ class Subscriber:
         self._counters = counters
         self._gone = gone
         self._followers: WeakKeyDictionary[Stream, _Follower] = WeakKeyDictionary()
+        self._positions = False
+        """Whether the client wants to know where it is, to go on from there on another connection."""
         self.tasks: set[asyncio.Task[None]] = set()
         """What is being told."""
         self._announcements: deque[tuple[str, dict[str, Any]]] = deque()
@@ -82,6 +71,8 @@ class Subscriber:
     def stop(self) -> None:
         """Be told nothing any more."""
         self._actor.listeners.discard(self)
+        if len(self._actor.listeners) < 2:
+            self._actor.pages.clear()
         if self._settle is not None:
             self._settle.cancel()
         for task in self.tasks:
@@ -91,6 +82,31 @@ class Subscriber:
         """The client wants events of this name."""
         if name in STREAM_EVENTS and self._settle is None:
             self._settle = asyncio.get_running_loop().call_later(_SETTLE_SECONDS, self._follow_all)
+
+    def resume(self, before: Resumption | None) -> dict[str, Any]:
+        """Begin where another connection of the client was cut off; what it is told of where that is."""
+        self._positions = True
+        actor = self._actor
+        same = before if before is not None and before.epoch == actor.epoch else None
+        for stream in list(actor.streams):
+            if same is not None and stream not in self._followers:
+                self._followers[stream] = _resumed(stream, same)
+            else:
+                self._begin(stream)
+        known = [
+            [stream.serial, follower.cursor, stream.scope, stream.id]
+            for stream, follower in self._followers.items()
+            if not follower.told_exit
+        ]
+        return {"epoch": actor.epoch, "after": actor.last_serial, "positions": known}
+
+    def _begin(self, stream: Stream) -> _Follower:
+        follower = self._followers.get(stream)
+        if follower is None:
+            over = not stream.recent and stream.log.finished
+            follower = _Follower(0 if stream.recent else stream.log.end, told_exit=over)
+            self._followers[stream] = follower
+        return follower
 
     def _follow_all(self) -> None:
         self._settle = None
@@ -140,97 +156,61 @@ class Subscriber:
 
     def _wants(self, stream: Stream) -> bool:
         wants = self._connection.wants
-        return wants(_OUTPUT[stream.scope]) or wants(_EXIT[stream.scope])
+        return wants(OUTPUT[stream.scope]) or wants(EXIT[stream.scope])
 
     def _follow(self, stream: Stream) -> None:
         if not self._wants(stream):
             return
-        follower = self._followers.get(stream)
-        if follower is None:
-            follower = _Follower(0 if stream.recent else stream.log.end)
-            self._followers[stream] = follower
+        follower = self._begin(stream)
         if follower.task is None and not follower.told_exit:
             follower.task = self._spawn(self._pump(stream, follower))
 
     async def _pump(self, stream: Stream, follower: _Follower) -> None:
         log = stream.log
-        output, ended = _OUTPUT[stream.scope], _EXIT[stream.scope]
-        while self._wants(stream):
-            if not self._connection.wants(output):
-                follower.cursor = log.end
-            elif follower.cursor < log.end:
-                await self._send_page(stream, follower)
-                continue
-            if log.finished:
-                if self._connection.wants(ended):
-                    follower.told_exit = True
-                    await self._tell(ended, _exit_payload(stream))
-                break
-            await log.wait(follower.cursor)
-        follower.task = None
+        output, ended = OUTPUT[stream.scope], EXIT[stream.scope]
+        reader = log.attach(follower.cursor) if log.lossless else None
+        try:
+            while self._wants(stream):
+                if not self._connection.wants(output):
+                    follower.cursor = log.end
+                elif follower.cursor < log.end:
+                    await self._send_page(stream, follower)
+                    if reader is not None:
+                        reader.advance(follower.cursor)
+                    continue
+                if log.finished:
+                    if self._connection.wants(ended):
+                        follower.told_exit = True
+                        await self._tell(ended, self._marked(stream, exit_payload(stream)))
+                    break
+                await log.wait(follower.cursor)
+        finally:
+            follower.task = None
+            if reader is not None:
+                reader.detach()
 
     async def _send_page(self, stream: Stream, follower: _Follower) -> None:
-        page = encoded_page(stream, follower.cursor, self._connection.encoding)
+        page = encoded_page(
+            self._actor, stream, follower.cursor, self._connection.encoding, positions=self._positions
+        )
         if page.skipped:
             self._counters.gaps += 1
-            await self._tell("streamError", _gap_payload(stream, page.skipped))
+            gap = self._marked(stream, gap_payload(stream, page.skipped))
+            if self._positions:
+                gap["cursor"] = follower.cursor + page.skipped
+            await self._tell("streamError", gap)
         for frame in page.frames:
             await self._send_event(frame)
         follower.cursor = page.cursor
 
-
-def encoded_page(stream: Stream, cursor: int, encoding: Encoding) -> _Page:
-    """What follows `cursor`, as frames. Subscribers that are at the same place share them."""
-    key = (cursor, encoding)
-    page: _Page | None = stream.pages.get(key)
-    if page is None:
-        read = stream.log.read(cursor, PAGE_BYTES)
-        frames = tuple(
-            encoding.encode_frame(
-                Event(_OUTPUT[stream.scope], (_output_payload(stream, name, data, offset),))
-            )
-            for name, data, offset in _joined(read.events)
-        )
-        page = _Page(frames, read.cursor, read.skipped)
-        if len(stream.pages) >= _SHARED_PAGES:
-            del stream.pages[next(iter(stream.pages))]
-        stream.pages[key] = page
-    return page
+    def _marked(self, stream: Stream, payload: dict[str, Any]) -> dict[str, Any]:
+        return {**payload, "serial": stream.serial} if self._positions else payload
 
 
-def _joined(chunks: tuple[OutputChunk, ...]) -> list[tuple[str, bytes, int]]:
-    """The chunks, with those of one stream that follow one another made one."""
-    runs: list[tuple[str, list[bytes], int]] = []
-    for chunk in chunks:
-        if runs and runs[-1][0] == chunk.stream:
-            runs[-1][1].append(chunk.data)
-        else:
-            runs.append((chunk.stream, [chunk.data], chunk.offset))
-    return [(name, parts[0] if len(parts) == 1 else b"".join(parts), offset) for name, parts, offset in runs]
-
-
-def _output_payload(stream: Stream, name: str, data: bytes, offset: int) -> dict[str, Any]:
-    if stream.is_shell:
-        return {"shellId": stream.id, "data": data, "offset": offset}
-    return {"pid": stream.id, "stream": name, "data": data, "offset": offset}
-
-
-def _exit_payload(stream: Stream) -> dict[str, Any]:
-    status = stream.source.status
-    payload: dict[str, Any] = {
-        "shellId" if stream.is_shell else "pid": stream.id,
-        "exitCode": stream.source.exit_code,
-    }
-    if status is not None:
-        payload |= {"signal": status.signal, "reason": status.reason}
-    return payload
-
-
-def _gap_payload(stream: Stream, skipped: int) -> dict[str, Any]:
-    return {
-        "scope": stream.scope,
-        "id": stream.id,
-        "code": "stream.gap",
-        "skipped": skipped,
-        "message": f"this connection fell behind: {skipped} bytes of {stream.scope} {stream.id} were passed over",
-    }
+def _resumed(stream: Stream, before: Resumption) -> _Follower:
+    if stream.serial > before.after:
+        return _Follower(0)
+    cursor = before.cursors.get(stream.serial)
+    if cursor is None:
+        return _Follower(stream.log.end, told_exit=True)
+    return _Follower(min(cursor, stream.log.end))

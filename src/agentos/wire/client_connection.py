@@ -14,8 +14,9 @@ from typing import Any, TypeAlias
 from agentos.errors import AgentOSError
 from agentos.wire.encodings import Encoding, Frame
 from agentos.wire.failures import error_of
-from agentos.wire.malformed import FROM_SERVER, Bounds
+from agentos.wire.malformed import FROM_SERVER, Bounds, unwanted
 from agentos.wire.messages import ActionRequest, ActionResponse, Error, Event, Init, SubscriptionRequest
+from agentos.wire.positions import RESUME, Positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,14 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class Lost:
+    """Streams that the connection followed before it broke, and whose rest cannot be had any more."""
+
+    errors: tuple[dict[str, Any], ...]
+    """What a streamError says, for each."""
+
+
+@dataclass(frozen=True, slots=True)
 class EventArrived:
     """An event that is subscribed to."""
 
@@ -51,7 +60,7 @@ class EventArrived:
     args: tuple[Any, ...]
 
 
-Received: TypeAlias = Opened | Completed | Failed | EventArrived
+Received: TypeAlias = Opened | Completed | Failed | EventArrived | Lost
 
 
 class ClientConnection:
@@ -65,6 +74,8 @@ class ClientConnection:
         self._waiting: dict[int, Frame] = {}
         self._in_flight: set[int] = set()
         self._listeners: Counter[str] = Counter()
+        self._positions = Positions()
+        self._resuming: int | None = None
 
     def call(self, name: str, args: tuple[Any, ...]) -> tuple[int, Frame | None]:
         """A new action's id and the frame to send; None where it waits for the connection to open.
@@ -109,8 +120,11 @@ class ClientConnection:
         if isinstance(message, Init):
             return self._opened(message)
         if isinstance(message, Event):
+            self._positions.note(message.name, message.args)
             return EventArrived(message.name, message.args) if message.name in self._listeners else None
         if isinstance(message, ActionResponse):
+            if message.id == self._resuming:
+                return self._resumed(message.output)
             if message.id not in self._in_flight:
                 return None
             self._in_flight.discard(message.id)
@@ -121,11 +135,23 @@ class ClientConnection:
         if self.open:
             return None
         self.open = True
-        frames = [self._subscription(name, True) for name in self._listeners]
+        # First of all: events begin with the subscriptions. Servers that do not know it refuse it, which is no harm.
+        self._resuming, self._next_id = self._next_id, self._next_id + 1
+        resume = ActionRequest(self._resuming, RESUME, (self._positions.request(),))
+        frames = [self.encoding.encode_frame(resume)]
+        frames += [self._subscription(name, True) for name in self._listeners]
         frames += self._waiting.values()
         self._in_flight.update(self._waiting)
         self._waiting.clear()
         return Opened(message.actor_id, message.connection_id, tuple(frames))
+
+    def _resumed(self, answer: Any) -> Lost | None:
+        self._resuming = None
+        try:
+            lost = self._positions.resumed(answer)
+        except (TypeError, ValueError, KeyError):
+            raise unwanted(RESUME, answer, "positions") from None
+        return Lost(tuple(lost)) if lost else None
 
     def _failed(self, message: Error) -> Failed | None:
         if message.action_id is None:

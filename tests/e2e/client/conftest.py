@@ -21,8 +21,9 @@ SOURCE = Path(__file__).parents[3] / "src"
 def running(data_dir: Path, *command: str, cwd: Path | None = None) -> Iterator[str]:
     """The URL of a server that `python -m COMMAND` starts; it has to end with exit code 0."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("AGENTOS_")}
+    port = [] if "--port" in command else ["--port", "0"]
     process = subprocess.Popen(
-        [sys.executable, "-m", *command, "--port", "0", "--data-dir", str(data_dir)],
+        [sys.executable, "-m", *command, *port, "--data-dir", str(data_dir)],
         stderr=subprocess.PIPE, env={**env, "PYTHONPATH": str(SOURCE)}, cwd=cwd,
     )  # fmt: skip
     assert process.stderr is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import uuid
 from collections.abc import Callable
@@ -207,6 +208,84 @@ def test_output_survives_connections_that_break(url: str, breaking: Any) -> None
     asyncio.run(main())
 
 
+def test_events_survive_connections_that_break(url: str, breaking: Any) -> None:
+    """Each byte and each end once, also of processes that began and ended while nobody was connected."""
+    lines = 20_000
+
+    async def main() -> None:
+        async with breaking.serving(), create_client(breaking.url) as client, create_client(url) as direct:
+            key = new_key()
+            agent = direct.vm.get_or_create(key)
+            await agent.exec("true")
+            got: dict[int, bytearray] = {}
+            ends: list[int] = []
+            gaps: list[Any] = []
+
+            def on_output(event: ProcessOutput) -> None:
+                data = got.setdefault(event.pid, bytearray())
+                assert event.offset == len(data)
+                data += event.data
+
+            async with client.vm.get_or_create(key).connect() as connection:
+                connection.on("processOutput", on_output)
+                connection.on("processExit", lambda event: ends.append(event.pid))
+                connection.on("streamError", gaps.append)
+                await connection.exec("true")
+                script = f"for i in $(seq {lines}); do echo line $i; (( i % 1000 )) || sleep 0.05; done"
+                pids = [(await agent.spawn("bash", ["-c", script])).pid for _ in range(2)]
+                for number in range(12):
+                    await asyncio.sleep(0.07)
+                    breaking.cut()
+                    short = await agent.spawn("echo", [str(number)])
+                    await short.wait()
+                    pids.append(short.pid)
+                await until(lambda: set(ends) == set(pids))
+                # Anything that came twice would have come by now, as what was asked last is answered last.
+                await connection.exec("true")
+                expected = "".join(f"line {number}\n" for number in range(1, lines + 1)).encode()
+                assert [bytes(got[pid]) for pid in pids[:2]] == [expected] * 2
+                assert [bytes(got[pid]) for pid in pids[2:]] == [
+                    f"{number}\n".encode() for number in range(12)
+                ]
+                assert sorted(ends) == sorted(pids)
+                assert not gaps
+            await agent.destroy()
+
+    asyncio.run(main())
+
+
+def test_what_a_restarted_server_has_lost_is_told(start: Callable[..., AbstractContextManager[str]]) -> None:
+    """A streamError for each process whose end will never be told."""
+
+    async def follow(url: str, stop: Callable[[], None], restart: Callable[[], str]) -> None:
+        async with create_client(url) as client:
+            agent = client.vm.get_or_create("one")
+            gaps: list[Any] = []
+            outputs: list[bytes] = []
+            async with agent.connect() as connection:
+                connection.on("streamError", gaps.append)
+                connection.on("processOutput", lambda event: outputs.append(event.data))
+                process = await connection.spawn("sh", ["-c", "echo begun; exec sleep 1000"])
+                await until(lambda: outputs == [b"begun\n"])
+                await asyncio.to_thread(stop)
+                assert await asyncio.to_thread(restart) == url
+                await until(lambda: bool(gaps))
+                assert [(one.scope, one.id, one.code) for one in gaps] == [
+                    ("process", process.pid, "stream.lost")
+                ]
+                assert (await connection.exec("echo on")).stdout == "on\n"
+
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(contextlib.ExitStack())
+        url = first.enter_context(start("agentos.server"))
+        port = url.rpartition(":")[2]
+
+        def restart() -> str:
+            return stack.enter_context(start("agentos.server", "--port", port))
+
+        asyncio.run(follow(url, first.close, restart))
+
+
 def test_what_is_asked_again(url: str, breaking: Any) -> None:
     """Reads, and a spawn, which starts one process; never an exec: nobody knows whether it ran."""
 
@@ -226,6 +305,25 @@ def test_what_is_asked_again(url: str, breaking: Any) -> None:
             await agent.destroy()
 
     asyncio.run(main())
+
+
+def test_a_spawn_whose_first_caller_has_gone(url: str) -> None:
+    """Who asks again with the same key gets the process, not the first caller's end."""
+
+    async def work(agent: Agent) -> None:
+        for number in range(20):
+            key = f"again-{number}"
+            first = asyncio.create_task(agent.spawn("sleep", ["1000"], idempotency_key=key))
+            await asyncio.sleep(0.0005 * number)
+            second = asyncio.create_task(agent.spawn("sleep", ["1000"], idempotency_key=key))
+            await asyncio.sleep(0.0005 * (number % 3))
+            first.cancel()
+            process = await second
+            assert (await process.info()).running
+            assert (await agent.spawn("sleep", ["1000"], idempotency_key=key)).pid == process.pid
+        assert len(await agent.list_processes()) == 20
+
+    with_agent(url, work)
 
 
 def test_cancelling_ends_what_was_asked(url: str) -> None:

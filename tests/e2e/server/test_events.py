@@ -12,7 +12,15 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 
 from agentos.wire.encodings import BARE
-from agentos.wire.messages import ActionRequest, ActionResponse, Event, Init, SubscriptionRequest, ToClient
+from agentos.wire.messages import (
+    ActionRequest,
+    ActionResponse,
+    Error,
+    Event,
+    Init,
+    SubscriptionRequest,
+    ToClient,
+)
 
 MIB = 1024 * 1024
 
@@ -160,6 +168,65 @@ def test_a_stalled_subscriber_delays_nobody_and_is_told(server: Any) -> None:
             late, missed, code = await collect(stalled, pid)
             assert (len(late) + missed, code) == (64 * MIB, 0)
             assert missed > 32 * MIB
+
+    asyncio.run(scene())
+
+
+def test_a_lossless_process_waits_for_its_slowest_subscriber(server: Any) -> None:
+    """Every byte to both, though one reads nothing for a while; when that one goes, nobody waits for it."""
+
+    async def scene() -> None:
+        size = 24 * MIB
+        async with connected(server, "waits", max_queue=1) as slow, connected(server, "waits") as quick:
+            for caller in (slow, quick):
+                await caller.subscribe("processOutput", "processExit", "streamError")
+            options = {"lossless": True}
+            pid = (await post(server, "waits", "spawn", "head", ["-c", str(size), "/dev/zero"], options))[
+                "pid"
+            ]
+            data, reading = bytearray(), asyncio.create_task(collect(quick, pid))
+            done, _ = await asyncio.wait({reading}, timeout=0.5)
+            assert not done
+            data, skipped, code = await collect(slow, pid)
+            assert (len(data), skipped, code) == (size, 0, 0)
+            data, skipped, code = await reading
+            assert (len(data), skipped, code) == (size, 0, 0)
+            pid = (await post(server, "waits", "spawn", "head", ["-c", str(size), "/dev/zero"], options))[
+                "pid"
+            ]
+            reading = asyncio.create_task(collect(quick, pid))
+            slow.websocket.transport.abort()
+            data, skipped, code = await reading
+            assert (len(data), skipped, code) == (size, 0, 0)
+
+    asyncio.run(scene())
+
+
+def test_positions_are_for_those_who_ask(server: Any) -> None:
+    """Every other client gets the fields it always got."""
+
+    async def scene() -> None:
+        async with connected(server, "fields") as plain, connected(server, "fields") as asking:
+            answer = await asking.call("resumeEvents", {})
+            assert (answer["after"], answer["positions"]) == (0, [])
+            for caller in (plain, asking):
+                for name in ("processOutput", "processExit"):
+                    await caller.websocket.send(BARE.encode_frame(SubscriptionRequest(name, True)))
+                await asyncio.sleep(0)
+            pid = (await post(server, "fields", "spawn", "echo", ["x"]))["pid"]
+            names = ("processOutput", "processExit")
+            output = {"pid": pid, "stream": "stdout", "data": b"x\n", "offset": 0}
+            exit = {"pid": pid, "exitCode": 0, "signal": None, "reason": "exited"}
+            assert [(await plain.event(*names))[1] for _ in range(2)] == [output, exit]
+            assert [(await asking.event(*names))[1] for _ in range(2)] == [
+                {**output, "serial": 1, "cursor": 2},
+                {**exit, "serial": 1},
+            ]
+            wrong = await asking.send("resumeEvents", {"epoch": 1})
+            refused = await asking.receive()
+            assert isinstance(refused, Error)
+            assert (refused.action_id, refused.group, refused.code) == (wrong, "request", "invalid")
+            assert (await asking.call("exec", "echo on"))["stdout"] == "on\n"
 
     asyncio.run(scene())
 

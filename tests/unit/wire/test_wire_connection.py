@@ -46,14 +46,19 @@ def test_conversation(encoding: Encoding) -> None:
     assert isinstance(opened, Opened)
     assert (opened.actor_id, opened.connection_id) == ("abc", "conn-1")
     received = [server.receive(frame) for frame in opened.frames]
-    assert received == [Subscribed("processExit"), ActionCalled(0, "spawn", ("sleep", ["1"]))]
+    assert received == [
+        ActionCalled(1, "resumeEvents", ({},)),
+        Subscribed("processExit"),
+        ActionCalled(0, "spawn", ("sleep", ["1"])),
+    ]
+    assert client.receive(server.fail(1, ActionNotFound("an older server does not know it"))) is None
     number, frame = client.call("exec", ("$HOME/x", {"timeout": 5}))
-    assert number == 1
-    assert server.receive(_sent(frame)) == ActionCalled(1, "exec", ("$HOME/x", {"timeout": 5}))
+    assert number == 2
+    assert server.receive(_sent(frame)) == ActionCalled(2, "exec", ("$HOME/x", {"timeout": 5}))
     assert client.receive(_sent(server.event("processExit", {"pid": 4}))) == EventArrived(
         "processExit", ({"pid": 4},)
     )
-    assert client.receive(server.respond(1, {"data": b"\x01"})) == Completed(1, {"data": b"\x01"})
+    assert client.receive(server.respond(2, {"data": b"\x01"})) == Completed(2, {"data": b"\x01"})
     assert server.in_flight == {0}
     error = ActionNotFound("Action `spawn` was not found.")
     assert client.receive(server.fail(0, error)) == Failed((0,), error)
@@ -92,21 +97,24 @@ def test_reconnection(encoding: Encoding) -> None:
     server, client = _server(encoding), ClientConnection(encoding)
     client.receive(server.start())
     client.subscribe("e")
-    assert client.call("exec", ())[0] == 0
-    assert client.dropped() == (0,)
+    assert client.call("exec", ())[0] == 1
+    assert client.dropped() == (1,)
     assert not client.open
-    assert client.call("exec", ()) == (1, None)
-    assert client.call("forgotten", ()) == (2, None)
-    client.forget(2)
+    assert client.call("exec", ()) == (2, None)
+    assert client.call("forgotten", ()) == (3, None)
+    client.forget(3)
     assert client.dropped() == ()
     again = _server(encoding)
     opened = client.receive(again.start())
     assert isinstance(opened, Opened)
-    assert [again.receive(frame) for frame in opened.frames] == [Subscribed("e"), ActionCalled(1, "exec", ())]
+    assert [again.receive(frame) for frame in opened.frames][1:] == [
+        Subscribed("e"),
+        ActionCalled(2, "exec", ()),
+    ]
     assert client.receive(again.start()) is None
     client.dropped()
-    assert client.call("exec", ())[0] == 3
-    assert client.give_up() == (3,)
+    assert client.call("exec", ())[0] == 5
+    assert client.give_up() == (5,)
 
 
 def test_error_without_id(encoding: Encoding) -> None:
@@ -116,10 +124,10 @@ def test_error_without_id(encoding: Encoding) -> None:
     for _ in range(3):
         server.receive(_sent(client.call("exec", ())[1]))
     failed = client.receive(server.fail(None, ValueError("x")))
-    assert failed == Failed((0, 1, 2), InternalError("An internal error occurred"))
+    assert failed == Failed((1, 2, 3), InternalError("An internal error occurred"))
     assert server.in_flight == frozenset()
     assert client.open
-    assert client.receive(server.respond(0, None)) is None
+    assert client.receive(server.respond(1, None)) is None
 
 
 def test_answers_nobody_waits_for(encoding: Encoding) -> None:
