@@ -11,6 +11,7 @@ import fcntl
 import os
 import resource
 import socket
+import stat
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -81,14 +82,14 @@ class Boot:
         source: str,
         target: str,
         attributes: list[str],
-        recursive: bool = True,
+        handed_over: bool = False,
         idmap: bool = False,
         storage: bool = False,
     ) -> None:
-        if idmap or storage:
+        if handed_over:
             mount_fd = self.prepared.pop(0)
         else:
-            mount_fd = mounts.clone(source, mounts.attribute_bits(attributes), recursive=recursive)
+            mount_fd = mounts.clone(source, mounts.attribute_bits(attributes), recursive=True)
         mounts.attach(mount_fd, target)
 
     def remount(self, path: str, attributes: list[str]) -> None:
@@ -108,7 +109,8 @@ class Boot:
         mounts.attach(mounts.make_filesystem("overlay", options, nosuid_nodev), target)
 
     def mount_point(self, path: str, like: str) -> None:
-        mounts.make_target(path, directory=os.path.isdir(like))
+        # Like the mount that comes next: the path itself may be closed to the VM.
+        mounts.make_target(path, directory=stat.S_ISDIR(os.fstat(self.prepared[0]).st_mode))
 
     def pivot_root(self, root: str, detach: str) -> None:
         mounts.pivot(root)

@@ -87,7 +87,7 @@ def plan_vm(spec: VmSpec, facts: HostFacts) -> list[Step]:
     for source, target in facts.extra_mounts:
         if spec.image is not None and not target.startswith(OURS):
             continue  # a Python for those whose host has none: its libraries are the host's
-        steps.append(_bind(source, root + target, ["ro", "nosuid", "nodev"]))
+        steps.append(_bind_host(source, root + target, ["ro", "nosuid", "nodev"]))
     for mount in spec.mounts:
         if facts.mode == "root" and not mount.read_only and not facts.idmap:
             raise BootFailed(
@@ -99,7 +99,7 @@ def plan_vm(spec: VmSpec, facts: HostFacts) -> list[Step]:
         attributes = ["nosuid", "nodev"] + (["ro"] if mount.read_only else [])
         target = root + mount.guest_path.rstrip("/")
         steps.append(("mount_point", {"path": target, "like": mount.host_path}))
-        steps.append(_bind(mount.host_path, target, attributes, idmap="mount" if facts.idmap else None))
+        steps.append(_bind_host(mount.host_path, target, attributes, idmap=facts.idmap))
     steps += [
         ("pivot_root", {"root": root, "detach": stage}),
         ("hostname", {"name": spec.hostname}),
@@ -124,8 +124,8 @@ def _writable_layer(spec: VmSpec, facts: HostFacts) -> list[Step]:
     stage, layer = facts.stage, f"{facts.stage}/layer"
     if spec.storage is not None:
         # Seen through the VM's ids, so that on disk they are the same whichever range the VM was given.
-        storage = _bind(spec.storage, layer, ["nosuid", "nodev"], idmap="ids" if facts.idmap else None)
-        storage[1]["storage"] = True  # or the disk in it: the zygote hands it over
+        storage = _bind_host(spec.storage, layer, ["nosuid", "nodev"], idmap=facts.idmap)
+        storage[1]["storage"] = True  # or the disk in it
         steps: list[Step] = [storage]
     else:
         options = {
@@ -136,11 +136,11 @@ def _writable_layer(spec: VmSpec, facts: HostFacts) -> list[Step]:
         steps = [_filesystem("tmpfs", layer, options, ["nosuid", "nodev"])]
     lower = f"{stage}/skeleton" if spec.image is None else f"{stage}/{fittings_of(spec.image)}"
     if facts.idmap:
-        steps.append(_bind(lower, f"{stage}/lower", ["nosuid", "nodev"], idmap="ids"))
+        steps.append(_bind_host(lower, f"{stage}/lower", ["nosuid", "nodev"], idmap=True))
         lower = f"{stage}/lower"
     if spec.image is not None:
         attributes = ["ro", "nosuid", "nodev"]
-        steps.append(_bind(spec.image, f"{stage}/image", attributes, idmap="ids" if facts.idmap else None))
+        steps.append(_bind_host(spec.image, f"{stage}/image", attributes, idmap=facts.idmap))
         lower = f"{lower}:{stage}/image"
     steps.append(_overlay(lower, layer, "root", f"{stage}/root"))
     return steps
@@ -156,12 +156,12 @@ def _system_directories(facts: HostFacts, root: str) -> list[Step]:
     for index, path in enumerate(facts.host_dirs):
         if facts.idmap and path in facts.package_dirs:
             lower = f"{facts.stage}/lower.{index}"
-            steps.append(_bind(path, lower, ["nosuid", "nodev"], idmap="ids"))
+            steps.append(_bind_host(path, lower, ["nosuid", "nodev"], idmap=True))
             steps.append(
                 _overlay(lower, f"{facts.stage}/layer", path.strip("/").replace("/", "-"), root + path)
             )
         else:
-            steps.append(_bind(path, root + path, ["ro", "nosuid", "nodev"]))
+            steps.append(_bind_host(path, root + path, ["ro", "nosuid", "nodev"]))
     return steps
 
 
@@ -192,8 +192,14 @@ def _proc(facts: HostFacts, root: str) -> list[Step]:
     return steps
 
 
-def _bind(source: str, target: str, attributes: list[str], *, idmap: str | None = None) -> Step:
-    arguments = {"source": source, "target": target, "attributes": attributes, "recursive": idmap is None}
+def _bind(source: str, target: str, attributes: list[str]) -> Step:
+    """Of what is in the stage, or in the VM already."""
+    return "bind", {"source": source, "target": target, "attributes": attributes}
+
+
+def _bind_host(source: str, target: str, attributes: list[str], *, idmap: bool = False) -> Step:
+    """Of a path of the host, which the VM may not be able to reach: the zygote makes the mount and hands it over."""
+    arguments = {"source": source, "target": target, "attributes": attributes, "handed_over": True}
     if idmap:
         arguments["idmap"] = True
     return "bind", arguments

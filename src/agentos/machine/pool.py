@@ -18,6 +18,7 @@ from agentos.machine.link import FIRST_NUMBER, WARM_UP
 from agentos.machine.plan import UIDS
 from agentos.model import VmSpec
 
+_BOOT_SECONDS = 20.0
 SPARE = "spare-"
 """How the names of storage directories begin that nobody's files are in."""
 
@@ -32,6 +33,12 @@ class RawVm:
     spec: VmSpec
     spawner: tuple[socket.socket, int] | None = None
     """Socket and journal of a spawner of the spec's user, in a VM that is kept ready."""
+
+    def booted(self, seconds: float) -> bool:
+        """Whether it comes to life within this time. Blocks."""
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return bool(poll.poll(seconds * 1000)) and not self.gone
 
     @property
     def gone(self) -> bool:
@@ -121,6 +128,10 @@ class Pool:
                 except (AgentOSError, OSError):
                     return
                 _get_ready(raw)
+                # Until its storage is mounted a VM does mind its directory's name.
+                if shelf.beside is not None and not raw.booted(_BOOT_SECONDS):
+                    raw.close()
+                    return
                 with self._lock:
                     shelf.vms.append(raw)
 

@@ -204,25 +204,22 @@ class Zygote:
             os.close(fd)
 
     def _prepare_mounts(self, plan: list[Any], userns: int, disk: int | None) -> list[int]:
-        """The mounts that a VM can not make for itself, in the plan's order.
+        """The mounts of what is the host's, in the plan's order.
 
-        Those seen through its ids: only who is privileged over their file systems can make them. And its storage:
-        the way to that may be closed to everybody but the user whom the zygote runs as.
+        A VM cannot make them: the way there may be closed to its ids, and only who is privileged over a file system
+        can show it through those.
         """
-        wanted = [
-            step[1] for step in plan if step[0] == "bind" and (step[1].get("idmap") or step[1].get("storage"))
-        ]
-        if not wanted:
-            return []
+        wanted = [step[1] for step in plan if step[0] == "bind" and step[1].get("handed_over")]
         made: list[int] = []
         try:
             for step in wanted:
                 bits = mounts.attribute_bits(step["attributes"])
+                idmap = userns if step.get("idmap") else None
                 if step.get("storage"):
                     made.append(self._storage(step["source"], disk))
-                    mounts.change(made[-1], bits, userns_fd=userns if step.get("idmap") else None)
+                    mounts.change(made[-1], bits, userns_fd=idmap)
                 else:
-                    made.append(mounts.clone(step["source"], bits, recursive=False, userns_fd=userns))
+                    made.append(mounts.clone(step["source"], bits, recursive=idmap is None, userns_fd=idmap))
         except OSError:
             for fd in made:
                 os.close(fd)
