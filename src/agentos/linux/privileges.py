@@ -62,10 +62,10 @@ def default_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
-def set_limit(which: int, soft: int, hard: int | None = None) -> None:
-    """setrlimit(2), never above the hard limit that is already there."""
+def set_limit(which: int, soft: int, hard: int | None = None, *, pid: int = 0) -> None:
+    """prlimit(2), never above the hard limit that is already there; without a `pid` for this process itself."""
     hard = soft if hard is None else hard
-    ceiling = resource.getrlimit(which)[1]
+    ceiling = resource.prlimit(pid, which)[1]
     if ceiling != resource.RLIM_INFINITY:
         soft, hard = min(soft, ceiling), min(hard, ceiling)
-    resource.setrlimit(which, (soft, hard))
+    resource.prlimit(pid, which, (soft, hard))

@@ -91,6 +91,8 @@ _umount2 = _prototype("umount2", ctypes.c_char_p, ctypes.c_int)
 _unshare = _prototype("unshare", ctypes.c_int)
 _setns = _prototype("setns", ctypes.c_int, ctypes.c_int)
 _prctl = _prototype("prctl", ctypes.c_int, *[ctypes.c_ulong] * 4)
+_prctl_text = _libc["prctl"]  # another object than the attribute, with a prototype of its own
+_prctl_text.argtypes = [ctypes.c_int, ctypes.c_char_p]
 _sethostname = _prototype("sethostname", ctypes.c_char_p, ctypes.c_size_t)
 _capset = _prototype("capset", ctypes.c_void_p, ctypes.c_void_p)
 _setfsuid = _prototype("setfsuid", ctypes.c_uint)
@@ -112,8 +114,7 @@ def _check(result: int, call: str, subject: str = "") -> int:
 
 def set_process_name(name: str) -> None:
     """PR_SET_NAME: what ps(1) shows as the command's name."""
-    buffer = ctypes.create_string_buffer(name.encode()[:15])
-    prctl(PR_SET_NAME, ctypes.addressof(buffer))
+    _check(_prctl_text(PR_SET_NAME, name.encode()[:15]), "prctl", "PR_SET_NAME")
 
 
 def mount(source: str, target: str, fstype: str, flags: int = 0, data: str = "") -> None:

@@ -1,8 +1,7 @@
 """Applies a plan inside a VM's new namespaces: one function for each operation.
 
-It runs in the short-lived parent of init, so that the memory it needs goes with it; the few steps that only
-init itself can do are handed to it. Every step either succeeds or raises StepFailed naming itself; nothing
-is skipped and nothing only warns.
+It runs in the short-lived parent of init, so that the memory it needs goes with it. Every step either
+succeeds or raises StepFailed naming itself; nothing is skipped and nothing only warns.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from typing import Any
 
 from agentos.linux import binfmt, mounts, privileges, proc, syscalls
 from agentos.machine import outlets
-from agentos.machine.channel import BlockingChannel
 
 Step = tuple[str, dict[str, Any]]
 
@@ -31,18 +29,17 @@ class StepFailed(Exception):
     """A step of the plan failed: its name and target, and the kernel's errno."""
 
     def __init__(self, step: str, error: OSError) -> None:
-        super().__init__(step, error.errno or 0)
+        super().__init__(step, error)
         self.step = step
-        self.errno = error.errno or 0
-        self.text = "; ".join([str(error), *getattr(error, "__notes__", [])])
+        self.error = error
 
 
 class Boot:
     """The state that steps hand on: mounts that the zygote prepared, and what must stay open for the VM's life."""
 
-    def __init__(self, prepared: list[int], to_init: BlockingChannel) -> None:
+    def __init__(self, prepared: list[int], init_pid: int) -> None:
         self.prepared = prepared
-        self.to_init = to_init
+        self.init_pid = init_pid
         self.kept_fds: list[int] = []
         self.has_root_namespace = False
         """Whether the last of `kept_fds` is the user namespace that shows the VM's one id as root."""
@@ -58,24 +55,19 @@ class Boot:
             except OSError as error:
                 target = arguments.get("target") or arguments.get("path") or ""
                 raise StepFailed(f"{operation} {target}".strip(), error) from error
-        self.to_init.send({"booted": True, "root_namespace": self.has_root_namespace}, self.kept_fds)
-
-    def by_init(self, operation: str, **arguments: Any) -> None:
-        """Have init do what is about itself."""
-        self.to_init.send({"do": operation, "arguments": arguments})
-        answer, _ = self.to_init.receive()
-        if "errno" in answer:
-            raise OSError(answer["errno"], answer["text"])
 
     def private_mounts(self) -> None:
         syscalls.mount("", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
 
     def filesystem(self, type: str, target: str, options: dict[str, str], attributes: list[str]) -> None:
+        def make() -> None:
+            mounts.attach(mounts.make_filesystem(type, options, mounts.attribute_bits(attributes)), target)
+
         if type == "proc":
-            # A new proc is of the pid namespace of whoever makes it, and only init is in the VM's.
-            self.by_init("filesystem", type=type, target=target, options=options, attributes=attributes)
+            # A new proc is of the pid namespace of whoever makes it: our children are in the VM's, we are not.
+            _in_child(make)
         else:
-            make_filesystem(type, target, options, attributes)
+            make()
 
     def bind(
         self,
@@ -153,52 +145,32 @@ class Boot:
         self.kept_fds.append(os.open("ns/user", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc_self))
         self.has_root_namespace = True
 
-    def limits(self, **limits: int) -> None:
-        self.by_init("limits", **limits)
+    def limits(self, open_files: int, data_bytes: int | None = None) -> None:
+        """What init and all that it forks may use."""
+        privileges.set_limit(resource.RLIMIT_NOFILE, open_files, pid=self.init_pid)
+        if data_bytes is not None:
+            privileges.set_limit(resource.RLIMIT_DATA, data_bytes, pid=self.init_pid)
+        privileges.set_limit(resource.RLIMIT_SIGPENDING, _PENDING_SIGNALS, pid=self.init_pid)
+        # Not 0: a core_pattern that begins with | starts a program of the host for that too, core(5).
+        privileges.set_limit(resource.RLIMIT_CORE, 1, pid=self.init_pid)
+        privileges.set_limit(resource.RLIMIT_MEMLOCK, 64 * 1024, pid=self.init_pid)
+        privileges.set_limit(resource.RLIMIT_RTPRIO, 0, pid=self.init_pid)
 
 
-def make_filesystem(type: str, target: str, options: dict[str, str], attributes: list[str]) -> None:
-    """Mount a new file system at `target`."""
-    mounts.attach(mounts.make_filesystem(type, options, mounts.attribute_bits(attributes)), target)
-
-
-def set_limits(processes: int, open_files: int, data_bytes: int | None = None) -> None:
-    """What init and all that it forks may use. `processes` is set for its children alone: see `confinement`."""
-    privileges.set_limit(resource.RLIMIT_NOFILE, open_files)
-    if data_bytes is not None:
-        privileges.set_limit(resource.RLIMIT_DATA, data_bytes)
-    privileges.set_limit(resource.RLIMIT_SIGPENDING, _PENDING_SIGNALS)
-    # Not 0: a core_pattern that begins with | starts a program of the host for that too, core(5).
-    privileges.set_limit(resource.RLIMIT_CORE, 1)
-    privileges.set_limit(resource.RLIMIT_MEMLOCK, 64 * 1024)
-    privileges.set_limit(resource.RLIMIT_RTPRIO, 0)
-
-
-def follow(from_boot: BlockingChannel) -> tuple[int, list[int], int]:
-    """Init's part of the boot: do as asked until it is over.
-
-    Returns the limit of processes, what to keep open, and of that the user namespace of the VM's root, or -1.
-
-    Raises ChannelBroken when the boot has failed; its parent has told the host why.
-    """
-    processes = 0
-    while True:
-        message, fds = from_boot.receive()
-        if "booted" in message:
-            os.chdir("/")
-            return processes, fds, fds[-1] if message["root_namespace"] else -1
-        arguments = message["arguments"]
+def _in_child(action: Callable[[], None]) -> None:
+    pid = os.fork()
+    if pid == 0:
+        code = 255
         try:
-            if message["do"] == "limits":
-                set_limits(**arguments)
-                processes = arguments["processes"]
-            else:
-                make_filesystem(**arguments)
+            action()
+            code = 0
         except OSError as error:
-            text = "; ".join([error.strerror or "", *getattr(error, "__notes__", [])])
-            from_boot.send({"errno": error.errno or 0, "text": text})
-        else:
-            from_boot.send({})
+            code = error.errno or code
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code:
+        raise OSError(code, os.strerror(code) if code > 0 else f"the child was killed by signal {-code}")
 
 
 _OPERATIONS: dict[str, Callable[..., None]] = {

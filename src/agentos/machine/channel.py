@@ -24,6 +24,9 @@ MAX_FRAME_BYTES = 16 * 1024 * 1024
 MAX_FDS = 16
 _HEADER = struct.Struct("<IB")
 _READ_BYTES = 64 * 1024
+# Plain numbers: an operation on a flag of an enumeration costs more than the call it is meant for.
+_MSG_CTRUNC, _MSG_CMSG_CLOEXEC = int(socket.MSG_CTRUNC), int(socket.MSG_CMSG_CLOEXEC)
+_SOL_SOCKET, _SCM_RIGHTS, _MSG_NOSIGNAL = socket.SOL_SOCKET, socket.SCM_RIGHTS, int(socket.MSG_NOSIGNAL)
 _CMSG_BYTES = socket.CMSG_SPACE(MAX_FDS * 4)
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -44,8 +47,8 @@ def frame(message: Message, fd_count: int = 0) -> bytes:
 
 def send_some(sock: socket.socket, data: bytes, fds: Sequence[int] = ()) -> int:
     """One sendmsg(2) of `data` with `fds`; returns how many bytes went. The descriptors go with the first of them."""
-    control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    return sock.sendmsg([data], control, socket.MSG_NOSIGNAL)
+    control = [(_SOL_SOCKET, _SCM_RIGHTS, array.array("i", fds))] if fds else []
+    return sock.sendmsg([data], control, _MSG_NOSIGNAL)
 
 
 def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None:
@@ -53,7 +56,7 @@ def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None
     data = frame(message, len(fds))
     sent = send_some(sock, data, fds)
     if sent < len(data):
-        sock.sendall(data[sent:], socket.MSG_NOSIGNAL)
+        sock.sendall(data[sent:], _MSG_NOSIGNAL)
 
 
 class Decoder:
@@ -109,14 +112,14 @@ class Decoder:
         self._fds = []
 
 
-def read(sock: socket.socket) -> tuple[bytes, list[int]]:
+def read(sock: socket.socket, size: int = _READ_BYTES) -> tuple[bytes, list[int]]:
     """What has arrived: bytes (empty at the end) and descriptors, close-on-exec. Blocks as the socket does."""
-    data, control, flags, _ = sock.recvmsg(_READ_BYTES, _CMSG_BYTES, socket.MSG_CMSG_CLOEXEC)
+    data, control, flags, _ = sock.recvmsg(size, _CMSG_BYTES, _MSG_CMSG_CLOEXEC)
     fds = array.array("i")
     for level, kind, payload in control:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+        if level == _SOL_SOCKET and kind == _SCM_RIGHTS:
             fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
-    if flags & socket.MSG_CTRUNC:
+    if flags & _MSG_CTRUNC:
         for fd in fds:
             os.close(fd)
         raise ChannelBroken("more descriptors than a frame may carry")

@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import socket
+from typing import Any
 
 from agentos.linux import privileges, seccomp, syscalls
 from agentos.machine.channel import BlockingChannel, ChannelBroken, Message
@@ -29,6 +30,15 @@ class Confinement:
         self.filter_program = filter_program
         self.root_namespace = -1
         """With a single id: the user namespace in which it is shown as root."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"mode": self.mode, "last_cap": self.last_cap, "filter": self.filter_program.hex()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Confinement:
+        """From `to_json`'s values."""
+        return cls(data["mode"], data["last_cap"], bytes.fromhex(data["filter"]))
 
     def bind(self, *, root: bool, processes: int, keep_priority: bool = False) -> None:
         """Give up for good all that neither the VM's user nor, with `root`, its root may have."""

@@ -112,6 +112,8 @@ class Execution:
             orphans, status = await self._see_to_orphans(launch, orphans, status)
             return self._result(status, orphans, time.monotonic() - began)
         except VmStopped:
+            for reader in self._readers:
+                reader.drain()
             return self._result(ExitStatus(137, "SIGKILL", "vmStopped"), (), time.monotonic() - began)
         except BaseException:
             self._link.kill_soon(launch)

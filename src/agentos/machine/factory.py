@@ -108,6 +108,7 @@ class Factory:
                 message = {
                     "name": f"vm-{self._made}",
                     "plan": plan,
+                    "processes": limits.processes,
                     "image": spec.image,
                     "fittings": fittings_of(spec.image) if spec.image is not None else "",
                     "limits": {
@@ -209,7 +210,7 @@ class Factory:
 def _start_zygote(theirs: socket.socket) -> subprocess.Popen[bytes]:
     # An empty environment and no descriptor but the socket: everything in here is inherited by every VM's init.
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", str(_SOURCE / "zygote_start.py"), str(theirs.fileno())],
+        [sys.executable, "-I", "-S", str(_SOURCE / "start.py"), "zygote", str(theirs.fileno())],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         pass_fds=[theirs.fileno()],

@@ -75,13 +75,6 @@ class IdRanges:
         write_file(f"/proc/{pid}/uid_map", line)
         write_file(f"/proc/{pid}/gid_map", line)
 
-    def take_root(self) -> None:
-        """In a VM's user namespace: become its uid 0. With a single id, that id has all capabilities already."""
-        if self.mode != "single":
-            os.setgroups([])
-            os.setresgid(0, 0, 0)
-            os.setresuid(0, 0, 0)
-
     def on_disk(self, idmap: bool) -> tuple[int, int]:
         """(root, agentos): the ids, as the zygote sees them, of files that a VM shall see as theirs."""
         if self.mode == "single":

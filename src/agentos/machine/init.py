@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from agentos.linux import proc
-from agentos.machine import boot, connector, fileserver, spawner  # noqa: F401  # loaded once, for every fork
+from agentos.machine import connector, fileserver, spawner  # noqa: F401  # loaded once, for every fork
 from agentos.machine.channel import BlockingChannel, ChannelBroken, Message
 from agentos.machine.confinement import Confinement, fork_confined
 
@@ -340,16 +340,10 @@ def _kill(pid: int, number: int, *, group: bool = False) -> None:
         pass
 
 
-def main(
-    channel: BlockingChannel, lifeline: int, from_boot: BlockingChannel, confinement: Confinement
-) -> int:
-    """PID 1's whole life. Returns its exit code."""
+def main(channel_fd: int, lifeline: int, processes: int, confinement: Confinement) -> int:
+    """PID 1's life from the first request on. Returns its exit code."""
     try:
-        processes, _kept_open, confinement.root_namespace = boot.follow(from_boot)
-        init = Init(channel, lifeline, confinement, processes)
-        from_boot.send({"ready": True})
-        from_boot.close()
-        init.run()
+        Init(BlockingChannel(socket.socket(fileno=channel_fd)), lifeline, confinement, processes).run()
     except ChannelBroken:
         pass
     return 0

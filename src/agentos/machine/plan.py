@@ -112,7 +112,7 @@ def plan_vm(spec: VmSpec, facts: HostFacts) -> list[Step]:
         steps.append(("binfmt_misc", {"rule": WASM_RULE}))
     if facts.mode == "single":
         steps.append(("root_namespace", {}))
-    limits = {"processes": spec.limits.processes, "open_files": spec.limits.open_files}
+    limits = {"open_files": spec.limits.open_files}
     if not facts.memory_cgroup:
         limits["data_bytes"] = spec.limits.memory_bytes
     steps.append(("limits", limits))

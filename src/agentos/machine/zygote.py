@@ -22,9 +22,9 @@ from typing import Any
 
 from agentos.linux import binfmt, cgroups, mounts, privileges, syscalls
 from agentos.machine import identity, image, template
-from agentos.machine.channel import BlockingChannel, ChannelBroken, Message, send_some
+from agentos.machine.channel import BlockingChannel, ChannelBroken, Message, read
 from agentos.machine.confinement import Confinement
-from agentos.machine.seed import Seed
+from agentos.machine.forks import Forks
 
 
 class Vm:
@@ -39,6 +39,16 @@ class Vm:
         self.slot = slot
         self.sync = sync
         """Brings PID 1's host pid, or ends without it when PID 1 could not be made."""
+        self.prepared: list[int] = []
+        """Mounts that go with the plan."""
+
+    def let_go(self) -> None:
+        """It boots by itself from here on, or not at all: what only that needs goes."""
+        self.sync.close()
+        for fd in self.prepared:
+            os.close(fd)
+        self.prepared.clear()
+        self.plan.clear()
 
 
 class Zygote:
@@ -67,9 +77,7 @@ class Zygote:
         self.poll = select.poll()
         confinement = Confinement(ids.mode, privileges.last_capability(), bytes.fromhex(config["filter"]))
         has_cpu_groups = "cpu_weight" in scope.limits
-        self.seed = Seed(ids, self.lifeline_read, confinement, has_cpu_groups=has_cpu_groups)
-        self.forks: socket.socket | None = None
-        """To the seed."""
+        self.forks = Forks(self.lifeline_read, confinement, urgent=has_cpu_groups)
         self.held: dict[str, int] = {}
         """Descriptors that the host wants to be open as long as any VM, by the name under which it lets go of them."""
 
@@ -79,7 +87,6 @@ class Zygote:
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, _note_signal)
         control_fd = self.control.fileno()
-        self.forks = self.seed.start()
         for fd in (control_fd, self.host_pidfd, wake_read):
             self.poll.register(fd, select.POLLIN)
         try:
@@ -152,10 +159,13 @@ class Zygote:
         try:
             if message["image"] is not None:
                 self._fit_out(message["image"], f"{self.stage}/{message['fittings']}")
-            self._ask_for_fork(channel, theirs)
+            self.forks.ask(
+                channel.fileno(), theirs, cgroup.join_files(),
+                processes=int(message["processes"]), owner=self.ids.owner(slot),
+            )  # fmt: skip
             self._give_identity(vm, disk)
         except (OSError, ChannelBroken) as error:
-            ours.close()
+            vm.let_go()
             self.scope.release(cgroup)
             self.ids.give_back(slot)
             if not isinstance(error, ChannelBroken):
@@ -182,26 +192,18 @@ class Zygote:
             shutil.rmtree(fittings, ignore_errors=True)
             raise
 
-    def _ask_for_fork(self, channel: BlockingChannel, sync: socket.socket) -> None:
-        assert self.forks is not None
-        try:
-            send_some(self.forks, b"f", [channel.fileno(), sync.fileno()])
-        finally:
-            sync.close()
-
     def _give_identity(self, vm: Vm, disk: int | None) -> None:
-        """Tell the VM's first process its cgroup, write its id maps, and hand it the mounts that need our rights."""
-        vm.sync.send({"join": vm.cgroup.join_files(), "owner": self.ids.owner(vm.slot)})
-        message, fds = vm.sync.receive()
+        """Write the id maps of the VM's first process, and prepare the mounts that need our rights."""
+        pid, fds = read(vm.sync.sock)
+        if not pid:
+            raise ChannelBroken("no first process")
         try:
-            self.ids.write_maps(int(message["pid"]), vm.slot)
-            prepared = self._prepare_mounts(vm.plan, fds[0], disk)
+            self.ids.write_maps(int(pid), vm.slot)
+            vm.prepared = self._prepare_mounts(vm.plan, fds[0], disk)
         finally:
             for fd in fds:
                 os.close(fd)
-        vm.sync.send({"mapped": True}, prepared)
-        for fd in prepared:
-            os.close(fd)
+        vm.sync.sock.send(b"m", socket.MSG_NOSIGNAL)
 
     def _prepare_mounts(self, plan: list[Any], userns: int, disk: int | None) -> list[int]:
         """The mounts of what is the host's, in the plan's order.
@@ -249,13 +251,13 @@ class Zygote:
         try:
             message, _ = vm.sync.receive()
             self.vms[int(message["host_pid"])] = vm
-            vm.sync.send({"plan": vm.plan, "cgroup": vm.cgroup.to_dict()})
+            vm.sync.send({"plan": vm.plan, "cgroup": vm.cgroup.to_dict()}, vm.prepared)
         except ChannelBroken:
             self.finish(vm)
         except OSError:
             pass  # it is gone again: PID 1's end tells the rest
         finally:
-            vm.sync.close()
+            vm.let_go()
 
     def reap(self) -> None:
         """Collect every child that ended. A PID 1 ends only when its whole pid namespace is dead."""

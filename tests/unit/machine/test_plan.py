@@ -120,9 +120,9 @@ def test_limits_reach_the_steps_that_enforce_them() -> None:
     assert named[f"{STAGE}/layer"]["options"] == {"size": "11", "nr_inodes": "12", "mode": "0755"}
     assert named[f"{STAGE}/root/dev/shm"]["options"]["size"] == "13"
     assert named[f"{STAGE}/root/dev/pts"]["options"]["max"] == "16"
-    assert steps[-1] == ("limits", {"processes": 14, "open_files": 15})
+    assert steps[-1] == ("limits", {"open_files": 15})
     steps = plan_vm(VmSpec(limits=limits), facts("subuid", memory_cgroup=False))
-    assert steps[-1] == ("limits", {"processes": 14, "open_files": 15, "data_bytes": limits.memory_bytes})
+    assert steps[-1] == ("limits", {"open_files": 15, "data_bytes": limits.memory_bytes})
 
 
 def test_mounts_of_the_spec_come_before_the_pivot() -> None:

@@ -1,9 +1,10 @@
-"""Entry of the zygote's interpreter (`python -I -S zygote_start.py FD`).
+"""Entry of the interpreters of the zygote and the seed (`python -I -S start.py MODULE FD...`).
 
-Makes a bare `agentos` package around the source directory, so that the zygote's few modules can be imported
+Makes a bare `agentos` package around the source directory, so that their few modules can be imported
 without the package's public names, which would pull in asyncio and more into every VM's init.
 """
 
+import importlib
 import os
 import sys
 import types
@@ -13,6 +14,4 @@ if __name__ == "__main__":
     package = types.ModuleType("agentos")
     package.__path__ = [root]
     sys.modules["agentos"] = package
-    from agentos.machine.zygote import main
-
-    main(int(sys.argv[1]))
+    importlib.import_module(f"agentos.machine.{sys.argv[1]}").main(*map(int, sys.argv[2:]))
