@@ -82,11 +82,11 @@ EMBEDDED = Module(
     ("VM", "Host"),
     {
         "Files": {"close"},
-        "Process": {"log", "start", "end", "kill_lineage"},
+        "Process": {"log", "program", "start", "end", "kill_lineage"},
         "Shell": {"log", "start", "hang_up"},
         "VM": {
             "link", "keep_draining", "process_ended", "shell_ended",
-            "on_process", "on_process_end", "on_shell", "on_shell_end", "on_stopped",
+            "on_process", "on_process_end", "on_shell", "on_shell_end", "on_stopped", "on_limit",
         },
         "Host": {"ready", "shut_down", "vms"},
     },

@@ -24,7 +24,7 @@ from agentos.machine.output import OutputLog
 from agentos.machine.process import Process
 from agentos.machine.shell import Shell
 from agentos.machine.vm import VM
-from agentos.model import VmSpec
+from agentos.model import LimitReached, VmSpec
 from agentos.store import ActorRecord, Store
 from agentos.wire.keys import Key
 
@@ -119,6 +119,7 @@ class Household(Protocol):
     store: Store
     live: set[Actor]
     on_booted: Callable[[float], None]
+    on_limit: Callable[[str], None]
 
     def check_room(self) -> None:
         """Raise LimitExceeded when as many VMs run as may."""
@@ -245,6 +246,7 @@ class Actor:
         vm.on_process = vm.on_shell = self._stream_started
         vm.on_process_end = vm.on_shell_end = self._stream_ended
         vm.on_stopped = lambda: self._vm_stopped(vm)
+        vm.on_limit = self._limit_reached
         await vm.start()
         try:
             await _call(self.kind.on_boot, self._booted(vm))
@@ -299,6 +301,15 @@ class Actor:
         self._actors.live.discard(self)
         log.warning("vm ended by itself", extra=self.labels())
         self._announce("vmShutdown", {"reason": "error"})
+
+    def _limit_reached(self, reached: LimitReached) -> None:
+        self._actors.on_limit(reached.limit)
+        told = {"limit": reached.limit, "value": reached.value, "message": reached.message}
+        known = {"pid": reached.pid, "command": reached.command}
+        self._announce(
+            "limitReached", told | {name: value for name, value in known.items() if value is not None}
+        )
+        log.warning("limit reached", extra={**self.labels(), "limit": reached.limit, "pid": reached.pid})
 
     def _announce(self, event: str, payload: dict[str, Any]) -> None:
         for listener in list(self.listeners):

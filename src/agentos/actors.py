@@ -42,6 +42,7 @@ class Actors:
         self.data_dir = data_dir
         self.live: set[Actor] = set()
         self.on_booted: Callable[[float], None] = lambda seconds: None
+        self.on_limit: Callable[[str], None] = lambda limit: None
         self._most = most
         self._by_id: dict[str, Actor] = {}
         self._by_key: dict[tuple[str, str, Key], Actor] = {}

@@ -261,6 +261,21 @@ class ExitStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitReached:
+    """A VM has come to one of its limits: the field of Limits, its value, and how to raise it.
+
+    `pid` and `command` are of the program that ran into it, where that is known to have been one that the API
+    started.
+    """
+
+    limit: str
+    value: int
+    message: str
+    pid: int | None = None
+    command: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Orphan:
     """A process that outlived the leader of an exec."""
 
@@ -282,6 +297,8 @@ class ExecResult:
     duration_ms: float = 0.0
     usage: Usage = field(default_factory=Usage)
     orphans: tuple[Orphan, ...] = ()
+    limit: str | None = None
+    """The field of Limits that ended it: memory_bytes with reason oom, runaway_bytes with outputLimit."""
 
     @property
     def ok(self) -> bool:

@@ -460,6 +460,11 @@ class VM(Twin[AsyncVM]):
             )
         )
 
+    @property
+    def limits_hit(self) -> Mapping[str, int]:
+        """How often the VM came to each of its limits: those that it came to, by their names in Limits."""
+        return self._async.limits_hit
+
     def spawn(
         self,
         command: str,

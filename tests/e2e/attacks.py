@@ -258,6 +258,10 @@ for _ in range(60):
     try:
         if os.fork() == 0: break
     except OSError: break
+else:
+    while True:
+        try: os.wait()
+        except OSError: time.sleep(1000)
 while True:
     kept = []
     try:

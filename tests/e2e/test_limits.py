@@ -9,11 +9,12 @@ import time
 from typing import Any
 
 import pytest
-from attacks import ATTACKS, LIMITS, Attack
+from attacks import ATTACKS, BY_NAME, LIMITS, Attack
 from e2e_support import Transcript, as_root, commands, open_descriptors, still_works
 
 from agentos import VM, Limits
 from agentos.errors import LimitExceeded
+from agentos.model import LimitReached
 
 MIB = 1024 * 1024
 SECONDS_TO_ANSWER = 1.0 * float(os.environ.get("AGENTOS_TESTS_SLOWNESS", "4"))
@@ -170,7 +171,7 @@ def test_pipes_of_background_children_are_bounded(in_vm: Any) -> None:
         before = open_descriptors()
         for _ in range(100):
             assert (await vm.exec("sleep 1000 & true")).orphans
-        assert open_descriptors() - before <= 10
+        assert open_descriptors() - before <= 13  # what waits for the kernel to tell of limits, too
         await still_works(vm)
 
     in_vm(body, alone=True, limits=Limits(background_pipes=8))
@@ -245,6 +246,85 @@ def test_what_a_user_may_have_is_counted_for_each_vm(run: Any) -> None:
                 assert int(found[1]) >= 1
 
     run(main)
+
+
+def test_a_limit_that_is_reached_is_told(in_vm: Any) -> None:
+    """Once for a burst, with the limit, its value and how to raise it; and counted."""
+
+    async def body(vm: VM) -> None:
+        told: asyncio.Queue[LimitReached] = asyncio.Queue()
+        vm.on_limit = told.put_nowait
+        assert vm.limits_hit == {}
+        bomb = await vm.spawn("python3", ["-c", _FORK_BOMB])
+        await Transcript(bomb).until(b"full")
+        for _ in range(3):
+            await still_works(vm)
+        first = await told.get()
+        assert (first.limit, first.value) == ("processes", 30)
+        assert "Limits(processes=...)" in first.message
+        await bomb.kill()
+        result = await vm.exec("yes")
+        assert (result.reason, result.limit) == ("outputLimit", "runaway_bytes")
+        while (one := await told.get()).limit == "processes":
+            pass  # a bomb that goes on for more than a second is told again
+        assert (one.limit, one.value, one.command) == ("runaway_bytes", 4 * MIB, "yes")
+        held = [await vm.spawn("cat") for _ in range(4)]
+        with pytest.raises(LimitExceeded):
+            await vm.spawn("cat")
+        assert (await told.get()).limit == "live_processes"
+        for process in held:
+            await process.kill()
+        assert set(vm.limits_hit) == {"processes", "runaway_bytes", "live_processes"}
+        assert vm.limits_hit["runaway_bytes"] == 1
+
+    in_vm(body, limits=Limits(processes=30, runaway_bytes=4 * MIB, live_processes=4))
+
+
+@as_root
+def test_the_kernel_tells_of_a_limit_that_no_command_meets(in_vm: Any) -> None:
+    """A child that the kernel ends for its memory is heard of without any call; the VM is itself again afterwards."""
+
+    async def body(vm: VM) -> None:
+        told: asyncio.Queue[LimitReached] = asyncio.Queue()
+        vm.on_limit = told.put_nowait
+        memory = await vm.spawn("python3", ["-c", BY_NAME["memory"].source])
+        one = await told.get()
+        assert (one.limit, one.value, one.pid) == ("memory_bytes", LIMITS.memory_bytes, None)
+        await memory.kill()
+        bomb = await vm.spawn("python3", ["-c", _FORK_BOMB])
+        await Transcript(bomb).until(b"full")
+        # Of this, version 1 of some kernels tells only whoever asks, so that a command may have to meet it.
+        await still_works(vm)
+        while (one := await told.get()).limit == "memory_bytes":
+            pass
+        assert (one.limit, one.value) == ("processes", LIMITS.processes)
+        await bomb.kill()
+        await still_works(vm)
+        assert vm._cgroup is not None
+        assert vm._cgroup.limits["pids"] == LIMITS.processes
+
+    in_vm(body, limits=LIMITS)
+
+
+@as_root
+def test_whoever_ran_out_of_memory_is_named(in_vm: Any) -> None:
+    """The command's reason is oom, its limit memory_bytes, and the event names it."""
+
+    async def body(vm: VM) -> None:
+        told: asyncio.Queue[LimitReached] = asyncio.Queue()
+        vm.on_limit = told.put_nowait
+        eat = "b = []\nwhile True: b.append(bytearray(b'x' * (1 << 20)))"
+        result = await vm.exec_file("python3", ["-c", eat])
+        assert (result.reason, result.limit, result.signal) == ("oom", "memory_bytes", "SIGKILL")
+        assert (await told.get()).command == "python3"
+        await asyncio.sleep(1)  # a burst is told once: the next is another
+        process = await vm.spawn("python3", ["-c", eat])
+        assert (await process.wait_status()).reason == "oom"
+        one = await told.get()
+        assert (one.pid, one.command) == (process.pid, "python3")
+        assert vm.limits_hit == {"memory_bytes": 2}
+
+    in_vm(body, limits=LIMITS)
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=[attack.name for attack in ATTACKS])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -151,6 +152,35 @@ def test_process_limit(scope: Scope) -> None:
     assert forker.communicate()[0] == "19\n"
     assert group.pids_limit_hits() >= 1
     assert group.pids_current() == 0
+
+
+def sign(fd: int, events: int, seconds: float) -> bool:
+    """Whether the kernel says something on an alarm within that time."""
+    waiting = select.poll()
+    waiting.register(fd, events)
+    return bool(waiting.poll(seconds * 1000 * SLOW))
+
+
+def test_the_kernel_tells_of_limits(scope: Scope, setup: CgroupSetup) -> None:
+    """A kill for want of memory wakes who waits for it, a refused fork with version 2; and nothing does before."""
+    group = scope.create("told", memory_bytes=64 * MIB, pids=20)
+    alarms = group.alarms()
+    try:
+        assert set(alarms) == {"memory", "pids"} & set(setup.homes)
+        for fd, events in alarms.values():
+            assert not sign(fd, events, 0.0)
+        end_of_hog = start(group, HOG)
+        assert sign(*alarms["memory"], 10)
+        end_of_hog.communicate()
+        assert group.oom_kills() == 1
+        if setup.homes["pids"][0] == 2:
+            forking = start(group, [sys.executable, "-S", "-c", FORK])
+            assert sign(*alarms["pids"], 10)
+            forking.communicate()
+            assert group.pids_limit_hits() == 1
+    finally:
+        for fd, _ in alarms.values():
+            os.close(fd)
 
 
 def test_cpu_quota(scope: Scope) -> None:

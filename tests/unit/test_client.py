@@ -25,7 +25,7 @@ EMBEDDED = [
 ONLY_HERE = {
     vm.VM: {
         "start", "close", "link", "keep_draining", "process_ended", "shell_ended", "connect",
-        "on_process", "on_process_end", "on_shell", "on_shell_end", "on_stopped",
+        "on_process", "on_process_end", "on_shell", "on_shell_end", "on_stopped", "on_limit",
     },
     process.Process: {"start", "end", "signal_leader", "kill_lineage"},
     shell.Shell: {"start", "hang_up"},

@@ -58,6 +58,17 @@ class VmShutdown:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitReached:
+    """limitReached: the VM came to a limit (a field of Limits) of `value`; `message` says how to raise it."""
+
+    limit: str
+    value: int
+    message: str = ""
+    pid: int | None = None
+    command: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StreamError:
     """streamError: this connection fell behind, and `skipped` bytes of a stream were passed over."""
 
@@ -70,7 +81,16 @@ class StreamError:
 
 _KINDS: Final[dict[str, type]] = {
     kind.__name__[0].lower() + kind.__name__[1:]: kind
-    for kind in (ProcessOutput, ProcessExit, ShellData, ShellExit, VmBooted, VmShutdown, StreamError)
+    for kind in (
+        ProcessOutput,
+        ProcessExit,
+        ShellData,
+        ShellExit,
+        VmBooted,
+        VmShutdown,
+        LimitReached,
+        StreamError,
+    )
 }
 
 

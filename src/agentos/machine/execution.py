@@ -23,6 +23,7 @@ from agentos.model import Encoding, ExecResult, ExitStatus, OnLeaderExit, Orphan
 
 _LISTEN_AFTER = 0.002
 """Seconds after which a running command's output is read as it comes; before, the pipes hold it."""
+_LIMIT_OF = {"oom": "memory_bytes", "outputLimit": "runaway_bytes"}
 
 
 class ExecOptions(NamedTuple):
@@ -228,6 +229,7 @@ class Execution:
             duration_ms=seconds * 1000,
             usage=status.usage,
             orphans=orphans,
+            limit=_LIMIT_OF.get(status.reason),
         )
 
     def _clean_up(self, keep: Callable[[Reader], None]) -> None:

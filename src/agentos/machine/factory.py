@@ -29,7 +29,7 @@ from agentos.model import VmSpec
 
 _SOURCE = Path(__file__).resolve().parent
 RESERVED_PROCESSES = 64
-"""Beyond limits.processes, for init, its servants, and what `reserve` starts."""
+"""Beyond limits.processes, for init, its servants and what `reserve` starts, once the limit was reached."""
 
 
 class Factory:
@@ -117,7 +117,7 @@ class Factory:
                         "memory_bytes": limits.memory_bytes
                         + limits.shm_bytes
                         + (limits.disk_bytes if spec.storage is None else 0),
-                        "pids": limits.processes + RESERVED_PROCESSES,
+                        "pids": limits.processes,
                         "cpu_cores": limits.cpu_cores,
                         "cpu_weight": limits.cpu_weight,
                     },

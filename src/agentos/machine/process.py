@@ -44,7 +44,7 @@ class Process:
         self.log: OutputLog
         self.status: ExitStatus | None = None
         self._vm = vm
-        self._program = program
+        self.program = program
         self._start_time = time.time()
         self._exit_time: float | None = None
         self._launch: Launch | None = None
@@ -166,7 +166,7 @@ class Process:
             os.set_blocking(fd, False)
         try:
             launch = self._launch = link.launch(
-                self._program.job(), [in_read, out_write, err_write], reserve=reserve
+                self.program.job(), [in_read, out_write, err_write], reserve=reserve
             )
         except BaseException:
             for fd in (in_write, out_read, err_read):
@@ -190,7 +190,7 @@ class Process:
             self._close()
             if link.ended.done():
                 raise link.stopped_error()
-            raise spawn_failed(launch.error or lost_at_start(), self._program)
+            raise spawn_failed(launch.error or lost_at_start(), self.program)
         self.pid = launch.pid
         if timeout is not None:
             self._deadlines = Deadlines(loop, self._out_of_time, wall=timeout)

@@ -24,6 +24,7 @@ from agentos.errors import (
     VmStopped,
 )
 from agentos.linux.cgroups import Cgroup
+from agentos.machine.alarms import Alarms
 from agentos.machine.execution import ExecOptions, Execution
 from agentos.machine.factory import Factory
 from agentos.machine.files import Files
@@ -41,6 +42,7 @@ from agentos.machine.shell import Shell
 from agentos.machine.table import process_info, tree_of
 from agentos.model import (
     ExecResult,
+    LimitReached,
     Limits,
     Mount,
     OutputPage,
@@ -130,6 +132,9 @@ class VM:
         self.on_shell: Callable[[Shell], None] | None = None
         self.on_shell_end: Callable[[Shell], None] | None = None
         self.on_stopped: Callable[[], None] | None = None
+        self.on_limit: Callable[[LimitReached], None] | None = None
+        """Called when the VM has come to one of its limits: once for each burst, and once a second at most."""
+        self._alarms = Alarms(self.spec.limits, self._limit_reached)
 
     def __repr__(self) -> str:
         state = "new" if self._link is None else "stopped" if self._link.ended.done() else "running"
@@ -163,7 +168,9 @@ class VM:
             self._cgroup = Cgroup.from_dict(booted["cgroup"])
             if self.spec.network:
                 self._begin_egress(self._host)
+            self._alarms.start(asyncio.get_running_loop(), self._cgroup)
             # Not at once: the next VM's boot would compete with what this one was made for.
+            asyncio.get_running_loop().call_later(_REFILL_SECONDS, self._alarms.listen)
             if factory.pool.lacking:
                 asyncio.get_running_loop().call_later(_REFILL_SECONDS, _refill, factory.pool)
             for path, content in self._seed.items():
@@ -209,6 +216,7 @@ class VM:
                 self._gone.set_result(None)
 
     def _stopped(self) -> None:
+        self._alarms.stop()
         for reader in self._drained:
             reader.close()
         self._drained.clear()
@@ -354,11 +362,13 @@ class VM:
     async def _execute(self, program: Program, options: ExecOptions) -> ExecResult:
         self._check_running()
         with self._one_more_alive():
-            return await self._insist(
+            result = await self._insist(
                 lambda reserve: Execution(self.link, options, self._oom_kills, reserve=reserve).run(
                     program, keep=self.keep_draining
                 )
             )
+        self._note_end(result.reason, None, program)
+        return result
 
     async def _insist(self, start: Callable[[bool], Awaitable[_T]]) -> _T:
         """Begin again where a guest has killed the spawner, or left it no process, before anything was started.
@@ -372,12 +382,16 @@ class VM:
             except SpawnFailed as error:
                 step, number = error.details.get("step"), error.os_errno
                 if step == "pty" and number == errno.ENOSPC:
+                    self._alarms.reached("terminals")
                     raise LimitExceeded.of(
                         "terminals",
                         limits.terminals + 1,
                         limits.terminals,
                         "all terminals of the VM are open",
                     ) from error
+                if number == errno.EAGAIN:
+                    self._alarms.reached("processes")
+                    self._alarms.make_room()
                 if number == errno.EAGAIN and reserve:
                     said = (
                         "the VM has as many processes as it may, and the reserve for commands is used up too"
@@ -393,13 +407,34 @@ class VM:
     @contextlib.contextmanager
     def _one_more_alive(self) -> Any:
         limit = self.spec.limits.live_processes
-        if self._live >= limit:
-            raise LimitExceeded.of("live_processes", self._live + 1, limit, f"{limit} processes run already")
+        self._check_live(limit)
         self._live += 1
         try:
             yield
         finally:
             self._live -= 1
+
+    def _check_live(self, limit: int) -> None:
+        if self._live >= limit:
+            self._alarms.reached("live_processes")
+            raise LimitExceeded.of("live_processes", self._live + 1, limit, f"{limit} processes run already")
+
+    def _note_end(self, reason: str | None, pid: int | None, program: Program) -> None:
+        """A program has ended: of one of the VM's limits, perhaps."""
+        if reason == "oom":
+            self._alarms.killed(pid, program.argv[0])
+        elif reason == "outputLimit":
+            self._alarms.reached("runaway_bytes", pid=pid, command=program.argv[0])
+        self._alarms.settle()
+
+    @property
+    def limits_hit(self) -> Mapping[str, int]:
+        """How often the VM came to each of its limits: those that it came to, by their names in Limits."""
+        return dict(self._alarms.hits)
+
+    def _limit_reached(self, reached: LimitReached) -> None:
+        if self.on_limit:
+            self.on_limit(reached)
 
     def _oom_kills(self) -> int:
         return self._cgroup.oom_kills() if self._cgroup is not None else 0
@@ -466,10 +501,7 @@ class VM:
     async def _spawn(self, program: Program, timeout: float | None, lossless: bool) -> Process:
         self._check_running()
         limits = self.spec.limits
-        if self._live >= limits.live_processes:
-            raise LimitExceeded.of(
-                "live_processes", self._live + 1, limits.live_processes, f"{self._live} processes run already"
-            )
+        self._check_live(limits.live_processes)
         process = Process(self, program, program.argv[0], tuple(program.argv[1:]))
         self._live += 1
         try:
@@ -489,6 +521,8 @@ class VM:
     def process_ended(self, process: Process) -> None:
         """A spawned process has ended: remember it, and forget the oldest beyond the limit."""
         self._live -= 1
+        reason = process.status.reason if process.status else None
+        self._note_end(reason, process.pid, process.program)
         self._exited.append(process.pid)
         while len(self._exited) > self.spec.limits.exited_processes:
             oldest = self._exited.popleft()

@@ -38,9 +38,17 @@ class Metrics:
             "agentos_actions_in_flight", "Actions that are not answered yet.", registry=self.registry
         )
 
+        self._limits = Counter(
+            "agentos_limits_reached",
+            "Bursts in which VMs came to a limit.",
+            ["limit"],
+            registry=self.registry,
+        )
+
     def watch(self, actors: Actors) -> None:
         """Include the numbers of these actors."""
         actors.on_booted = self._boots.observe
+        actors.on_limit = lambda limit: self._limits.labels(limit).inc()
         self.registry.register(_Live(actors, self.counters))
 
     def began(self) -> None:

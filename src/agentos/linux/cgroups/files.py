@@ -46,6 +46,16 @@ def read(path: str) -> str:
     return b"".join(pieces).decode("ascii", "replace")
 
 
+def open_changing(path: str) -> int:
+    """A descriptor of control file `path`, read once: it is ready (EPOLLPRI) when the file changes next."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        os.read(fd, 65536)
+    except OSError as error:
+        raise failed(error, "open", path) from None
+    return fd
+
+
 def read_int(path: str) -> int | None:
     """The number in control file `path`; None where the file is not there (or says `max`)."""
     try:

@@ -149,6 +149,15 @@ class Cgroup:
             "cpu_time_ns": self.cpu_time_ns(),
         }
 
+    def alarms(self) -> dict[str, tuple[int, int]]:
+        """Where the kernel says that `memory` or `pids` came to their limits, those of them that the host has.
+
+        Each is a descriptor, which the caller closes, and the event of epoll(7) to wait for; read it from its
+        beginning before waiting again. Figures may change a moment after that. Raises OSError with a note where the cgroup is gone.
+        """
+        found = {"memory": self._memory.alarm(), "pids": self._pids.alarm()}
+        return {name: alarm for name, alarm in found.items() if alarm is not None}
+
     # Control of what is in it.
 
     def processes(self) -> list[int]:
@@ -212,6 +221,8 @@ class Cgroup:
         # (kernel/sched/core.c, tg_set_cfs_bandwidth). Otherwise the next one would begin by standing still.
         if limits.get("cpu_cores") is not None:
             self._limits["cpu_cores"] = None
+        # The host may have changed it while the last VM ran.
+        self._limits["pids"] = None
         self.set_limits(limits)
         self.name = name
         self._memory.reset_peak()

@@ -38,6 +38,10 @@ class Memory:
         """Processes killed for want of memory, since the cgroup was made."""
         return 0
 
+    def alarm(self) -> tuple[int, int] | None:
+        """What to wait on for the end of the memory: see Cgroup.alarms."""
+        return None
+
     def drop_cache(self) -> None:
         """Give back page cache as far as possible. Meant for a cgroup without processes."""
 
@@ -62,6 +66,10 @@ class Pids:
     def limit_hits(self) -> int:
         """Forks refused, since the cgroup was made."""
         return 0
+
+    def alarm(self) -> tuple[int, int] | None:
+        """What to wait on for a fork that is refused: see Cgroup.alarms."""
+        return None
 
 
 class Cpu:

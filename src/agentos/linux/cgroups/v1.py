@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import time
 
 from agentos.linux.cgroups import none
-from agentos.linux.cgroups.files import read, read_int, read_key, write
+from agentos.linux.cgroups.files import open_changing, read, read_int, read_key, write
 
 _MIB = 1024 * 1024
 
@@ -65,6 +66,19 @@ class Memory(none.Memory):
     def oom_kills(self) -> int:
         return read_key(self.path + "/memory.oom_control", "oom_kill") or 0
 
+    def alarm(self) -> tuple[int, int] | None:
+        eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        try:
+            control = os.open(self.path + "/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                write(self.path + "/cgroup.event_control", f"{eventfd} {control}")
+            finally:
+                os.close(control)
+        except BaseException:
+            os.close(eventfd)
+            raise
+        return eventfd, select.EPOLLIN
+
     def drop_cache(self) -> None:
         try:
             write(self.path + "/memory.force_empty", 0)
@@ -91,6 +105,10 @@ class Pids(none.Pids):
 
     def limit_hits(self) -> int:
         return read_key(self.path + "/pids.events", "max") or 0
+
+    def alarm(self) -> tuple[int, int] | None:
+        # Linux 6.18, for one, counts in this file but does not wake who waits for it.
+        return open_changing(self.path + "/pids.events"), select.EPOLLPRI
 
 
 class Cpu(none.Cpu):

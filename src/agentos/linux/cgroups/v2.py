@@ -8,7 +8,7 @@ import select
 import time
 
 from agentos.linux.cgroups import none
-from agentos.linux.cgroups.files import read, read_int, read_key, write
+from agentos.linux.cgroups.files import open_changing, read, read_int, read_key, write
 
 _MIB = 1024 * 1024
 
@@ -68,6 +68,9 @@ class Memory(none.Memory):
     def oom_kills(self) -> int:
         return read_key(self.path + "/memory.events", "oom_kill") or 0
 
+    def alarm(self) -> tuple[int, int] | None:
+        return open_changing(self.path + "/memory.events"), select.EPOLLPRI
+
     def drop_cache(self) -> None:
         try:
             write(self.path + "/memory.reclaim", self.used() or 0)
@@ -94,6 +97,9 @@ class Pids(none.Pids):
 
     def limit_hits(self) -> int:
         return read_key(self.path + "/pids.events", "max") or 0
+
+    def alarm(self) -> tuple[int, int] | None:
+        return open_changing(self.path + "/pids.events"), select.EPOLLPRI
 
 
 class Cpu(none.Cpu):

@@ -1,0 +1,189 @@
+"""Which limits a VM has reached: told by the kernel where a cgroup says so, and by what could not be done.
+
+One epoll serves all VMs of an event loop, because the control files of cgroups say with EPOLLPRI that they have
+changed, which event loops do not wait for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import select
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
+from agentos.linux.cgroups import Cgroup
+from agentos.machine.factory import RESERVED_PROCESSES
+from agentos.model import LimitReached, Limits
+
+_LOOK_SECONDS = 0.1
+"""From the kernel's sign, which version 1 gives before it kills, to the one look at the figures in that time."""
+_BURST_SECONDS = 1.0
+"""A limit that is reached again and again is told once in that time."""
+_REMEDIES = {
+    "memory_bytes": "the VM's processes wanted more memory than it has, and the kernel killed one",
+    "processes": "the VM's processes wanted to be more than it may have",
+    "terminals": "all terminals of the VM are open",
+    "runaway_bytes": "a command wrote more than one may, and was stopped",
+    "live_processes": "as many commands run as may be started through the API at once",
+}
+
+
+class Alarms:
+    """Counts and tells. `told` is called once for each burst, on the event loop."""
+
+    def __init__(self, limits: Limits, told: Callable[[LimitReached], None]) -> None:
+        self.hits: dict[str, int] = {}
+        """Limit -> how often it was told."""
+        self._limits = limits
+        self._told = told
+        self._quiet_until: dict[str, float] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._cgroup: Cgroup | None = None
+        self._fds: dict[str, int] = {}
+        self._seen = {"memory": 0, "pids": 0}
+        self._looks: dict[str, asyncio.TimerHandle] = {}
+        self._victim: tuple[int | None, str | None] = (None, None)
+        self._made_room = False
+
+    def start(self, loop: asyncio.AbstractEventLoop, cgroup: Cgroup) -> None:
+        """The VM runs: from now on what is reached is told."""
+        self._loop, self._cgroup = loop, cgroup
+
+    def listen(self) -> None:
+        """Hear what the kernel has to say, as far as the host has cgroups. No effect when the VM has ended."""
+        if self._loop is None or self._cgroup is None:
+            return
+        with contextlib.suppress(FileNotFoundError):  # the VM is ending
+            for name, (fd, events) in self._cgroup.alarms().items():
+                self._fds[name] = fd
+                _poller(self._loop).add(fd, events, functools.partial(self._sign, name))
+            # What happened before.
+            for name in self._fds:
+                self._later(name)
+
+    def stop(self) -> None:
+        """The VM has ended. No effect when it was not started."""
+        if self._loop is None:
+            return
+        for timer in self._looks.values():
+            timer.cancel()
+        fds, self._fds = self._fds, {}
+        for fd in fds.values():
+            _poller(self._loop).remove(fd)
+            os.close(fd)
+        self._loop = None
+
+    def reached(self, limit: str, *, pid: int | None = None, command: str | None = None) -> None:
+        """A limit was reached, by process `pid` if that is known."""
+        loop = self._loop
+        if loop is None or loop.time() < self._quiet_until.get(limit, 0.0):
+            return
+        self._quiet_until[limit] = loop.time() + _BURST_SECONDS
+        self.hits[limit] = self.hits.get(limit, 0) + 1
+        value = getattr(self._limits, limit)
+        message = f"{_REMEDIES[limit]} ({limit} is {value}; raise it with Limits({limit}=...))"
+        self._told(LimitReached(limit, value, message, pid, command))
+
+    def killed(self, pid: int | None, command: str) -> None:
+        """A program that was started through the API ended for want of memory."""
+        self._victim = (pid, command)
+        if "memory" not in self._looks:
+            self._later("memory")
+
+    def make_room(self) -> None:
+        """Let the reserve start programs beyond the limit: each user of the VM is still held to it (RLIMIT_NPROC)."""
+        if not self._made_room and self._cgroup is not None:
+            self._made_room = True
+            self._let_there_be(self._limits.processes + RESERVED_PROCESSES)
+
+    def settle(self) -> None:
+        """After something has ended: take the room back where it is not needed any more."""
+        if self._made_room and self._cgroup is not None:
+            with contextlib.suppress(OSError):  # the VM is ending
+                if (self._cgroup.pids_current() or 0) < self._limits.processes:
+                    self._made_room = False
+                    self._let_there_be(self._limits.processes)
+
+    def _let_there_be(self, processes: int) -> None:
+        assert self._cgroup is not None
+        with contextlib.suppress(OSError):  # the VM is ending
+            self._cgroup.set_limits({**self._cgroup.limits, "pids": processes})
+
+    def _sign(self, name: str) -> None:
+        """The kernel says that something has changed."""
+        if name == "pids":
+            self.make_room()
+        if name not in self._looks:
+            self._later(name)
+
+    def _later(self, name: str) -> None:
+        if self._loop is not None:
+            self._looks[name] = self._loop.call_later(_LOOK_SECONDS, self._look_and_rearm, name)
+
+    def _look_and_rearm(self, name: str) -> None:
+        del self._looks[name]
+        if self._loop is None:
+            return
+        before = self._seen[name]
+        with contextlib.suppress(OSError):  # the VM is ending
+            self._look(name)
+        if name == "memory" and (self._seen[name] > before or self._victim[1] is not None):
+            (pid, command), self._victim = self._victim, (None, None)
+            self.reached("memory_bytes", pid=pid, command=command)
+        elif name == "pids" and self._seen[name] > before:
+            self.reached("processes")
+        if name in self._fds:
+            _poller(self._loop).rearm(self._fds[name])
+
+    def _look(self, name: str) -> None:
+        assert self._cgroup is not None
+        self._seen[name] = self._cgroup.oom_kills() if name == "memory" else self._cgroup.pids_limit_hits()
+
+
+class _Poller:
+    """The epoll of one event loop. A descriptor that is ready is told once, and again after `rearm`."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, tuple[int, Callable[[], None]]] = {}
+        loop.add_reader(self._epoll.fileno(), self._ready)
+
+    def add(self, fd: int, events: int, callback: Callable[[], None]) -> None:
+        self._callbacks[fd] = (events | select.EPOLLONESHOT, callback)
+        self._epoll.register(fd, events | select.EPOLLONESHOT)
+
+    def rearm(self, fd: int) -> None:
+        events, _ = self._callbacks[fd]
+        # Having been read from its beginning, it is ready when it changes next: an eventfd(2) or a control file.
+        with contextlib.suppress(OSError):  # nothing new; or the VM is ending
+            if not events & select.EPOLLIN:
+                os.lseek(fd, 0, os.SEEK_SET)
+            os.read(fd, 4096)
+        self._epoll.modify(fd, events)
+
+    def remove(self, fd: int) -> None:
+        self._epoll.unregister(fd)
+        del self._callbacks[fd]
+        if not self._callbacks:
+            self._loop.remove_reader(self._epoll.fileno())
+            self._epoll.close()
+            del _POLLERS[self._loop]
+
+    def _ready(self) -> None:
+        for fd, _ in self._epoll.poll(0):
+            if fd in self._callbacks:
+                self._callbacks[fd][1]()
+
+
+_POLLERS: WeakKeyDictionary[asyncio.AbstractEventLoop, _Poller] = WeakKeyDictionary()
+
+
+def _poller(loop: asyncio.AbstractEventLoop) -> _Poller:
+    found = _POLLERS.get(loop)
+    if found is None:
+        found = _POLLERS[loop] = _Poller(loop)
+    return found
