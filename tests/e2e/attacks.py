@@ -20,6 +20,8 @@ class Attack(NamedTuple):
     limit: str | None = None
     """The limit of Limits that it meets, None where the kernel's own bound is what stops it."""
     says_full: bool = True
+    starves: bool = False
+    """Whether the VM has no memory left for anything else as long as it goes on."""
     needs_cgroup: bool = False
     """Whether without cgroups nothing stops it."""
 
@@ -254,9 +256,14 @@ for n in itertools.count():
         "kernel_objects",
         """\
 # Sockets, pipes, epolls, timers, eventfds with all that fits in them; in many processes.
+def set_oom_score(number):
+    with open("/proc/self/oom_score_adj", "w") as file: file.write(str(number))
+set_oom_score(0)  # so that the kernel ends others, and who is to be killed is still there
 for _ in range(60):
     try:
-        if os.fork() == 0: break
+        if os.fork() == 0:
+            set_oom_score(500)
+            break
     except OSError: break
 else:
     while True:
@@ -285,6 +292,7 @@ while True:
 """,
         "memory_bytes",
         says_full=False,
+        starves=True,
         needs_cgroup=True,
     ),
     _attack(

@@ -41,9 +41,12 @@ class Confinement:
         return cls(data["mode"], data["last_cap"], bytes.fromhex(data["filter"]))
 
     def bind(self, *, root: bool, processes: int, keep_priority: bool = False) -> None:
-        """Give up for good all that neither the VM's user nor, with `root`, its root may have."""
-        _go_before_init()
+        """Give up for good all that neither the VM's user nor, with `root`, its root may have.
+
+        With `keep_priority` it remains before all that runs in the VM, as init is, for CPU time and memory.
+        """
         if not keep_priority:
+            go_before_init()
             _let_go_of_priority()
         fake_root = root and self.mode == "single"
         if fake_root:
@@ -75,7 +78,7 @@ class Confinement:
         privileges.set_undumpable()
 
 
-def _go_before_init() -> None:
+def go_before_init() -> None:
     """When memory runs out, this process and its descendants are killed rather than PID 1."""
     # An undumpable process's /proc files belong to the global root. Meanwhile the capabilities that it still has keep
     # the guest from tracing it, also where the guest has its id.

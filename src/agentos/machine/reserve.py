@@ -12,7 +12,7 @@ import resource
 from typing import Any
 
 from agentos.linux import privileges, syscalls
-from agentos.machine.confinement import Confinement
+from agentos.machine.confinement import Confinement, go_before_init
 
 FOR_PROGRAMS = 16
 """Processes beyond the limit that the programs started here may have, so that a shell among them can fork."""
@@ -77,6 +77,8 @@ class Reserve:
         # Where init has a higher priority, a lower one than that, but before all else that runs in the VM.
         os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) // 2)
         privileges.set_limit(resource.RLIMIT_NPROC, self.processes + FOR_PROGRAMS)
+        syscalls.setfsuid(os.geteuid())
+        go_before_init()
         as_root = self.uid == 0 and self.confinement.mode != "single"
         self.confinement.take_ids(self.uid, capabilities=privileges.ROOT_CAPS if as_root else 0)
         os.execve(path, argv, environment)

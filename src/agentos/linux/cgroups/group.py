@@ -153,7 +153,8 @@ class Cgroup:
         """Where the kernel says that `memory` or `pids` came to their limits, those of them that the host has.
 
         Each is a descriptor, which the caller closes, and the event of epoll(7) to wait for; read it from its
-        beginning before waiting again. Figures may change a moment after that. Raises OSError with a note where the cgroup is gone.
+        beginning before waiting again. Figures may change a moment after that. Raises OSError with a note where the
+        cgroup is gone.
         """
         found = {"memory": self._memory.alarm(), "pids": self._pids.alarm()}
         return {name: alarm for name, alarm in found.items() if alarm is not None}
