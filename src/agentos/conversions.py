@@ -101,6 +101,17 @@ def _read_texts(name: str, value: Any) -> list[str]:
     return [check_text(f"{name}[{index}]", one) for index, one in enumerate(value)]
 
 
+def _write_texts(value: Any) -> Any:
+    # What is wrong goes as it is: the answer names the argument and what it should be.
+    return (
+        list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) else value
+    )
+
+
+def _write_env(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value
+
+
 def _read_data(name: str, value: Any) -> str | bytes:
     if isinstance(value, str):
         return value
@@ -163,10 +174,12 @@ def _counted(wanted: str, least: int = 0, most: int = 2**53 - 1) -> Kind:
 
 TEXT: Final = Kind("str", "text", check_text)
 PATH: Final = Kind("str", "a path", lambda name, value: check_text(name, value, empty=False))
-TEXTS: Final = Kind("Sequence[str]", "a list of text", _read_texts, list)
-PATHS: Final = Kind("Iterable[str]", "a list of paths", _read_texts, list)
+TEXTS: Final = Kind("Sequence[str]", "a list of text", _read_texts, _write_texts)
+PATHS: Final = Kind("Iterable[str]", "a list of paths", _read_texts, _write_texts)
 DATA: Final = Kind("str | bytes", "text or bytes", _read_data, _write_data)
-ENV: Final = Kind("Mapping[str, str]", "an object of text", lambda name, value: check_env(value, name), dict)
+ENV: Final = Kind(
+    "Mapping[str, str]", "an object of text", lambda name, value: check_env(value, name), _write_env
+)
 HEADERS: Final = ENV
 COUNT: Final = _counted("a whole number, 0 or more")
 POSITIVE: Final = _counted("a whole number above 0", 1)

@@ -36,6 +36,7 @@ from agentos.model import (
     TermSize,
     VmSpec,
 )
+from agentos.nested import ProcessVerbs, TerminalVerbs
 from agentos.network.gate import Traffic
 from agentos.network.rules import Network
 
@@ -499,9 +500,10 @@ class VM(Twin[AsyncVM]):
             )
         )
 
-    def process(self, pid: int) -> Process:
-        """The handle of a spawned process. ProcessNotFound when there is none of that pid."""
-        return Process(self._async.process(pid))
+    @property
+    def process(self) -> ProcessVerbs[Process]:
+        """`process(pid)` is the handle of a spawned process; `process.exec` and the like are nested names of verbs."""
+        return ProcessVerbs(self, lambda pid: Process(self._async.process(pid)))
 
     def write_process_stdin(self, pid: int, data: str | bytes) -> None:
         """Write to a process's stdin: see Process.write_stdin."""
@@ -568,6 +570,11 @@ class VM(Twin[AsyncVM]):
     def shell(self, shell_id: str) -> Shell:
         """The handle of a shell. ShellNotFound when there is none of that id."""
         return Shell(self._async.shell(shell_id))
+
+    @property
+    def terminal(self) -> TerminalVerbs:
+        """The verbs of shells by their nested names: `terminal.open` is `open_shell`."""
+        return TerminalVerbs(self)
 
     def write_shell(self, shell_id: str, data: str | bytes) -> None:
         """Type `data` in a shell: see Shell.write."""

@@ -35,6 +35,7 @@ from agentos.model import (
     ShellInfo,
     SpawnedProcess,
 )
+from agentos.nested import ProcessVerbs, TerminalVerbs
 
 __all__ = [
     "Agent",
@@ -485,9 +486,15 @@ class Agent(Twin[AsyncAgent]):
         """A page of a shell's output; cursor 0 begins with the retained scrollback."""
         return run(self._async.read_shell(shell_id, cursor, max_bytes=max_bytes, wait=wait))
 
-    def process(self, pid: int) -> RemoteProcess:
-        """The spawned process of this pid, which is not asked for yet."""
-        return RemoteProcess(self._async.process(pid))
+    @property
+    def process(self) -> ProcessVerbs[RemoteProcess]:
+        """`process(pid)` is the handle of a spawned process; `process.exec` and the like are nested names of verbs."""
+        return ProcessVerbs(self, lambda pid: RemoteProcess(self._async.process(pid)))
+
+    @property
+    def terminal(self) -> TerminalVerbs:
+        """The verbs of shells by their nested names: `terminal.open` is `open_shell`."""
+        return TerminalVerbs(self)
 
     def shell(self, shell_id: str) -> RemoteShell:
         """The shell of this id, which is not asked for yet."""
@@ -742,9 +749,15 @@ class Connection(Twin[AsyncConnection]):
         """A page of a shell's output; cursor 0 begins with the retained scrollback."""
         return run(self._async.read_shell(shell_id, cursor, max_bytes=max_bytes, wait=wait))
 
-    def process(self, pid: int) -> RemoteProcess:
-        """The spawned process of this pid, which is not asked for yet."""
-        return RemoteProcess(self._async.process(pid))
+    @property
+    def process(self) -> ProcessVerbs[RemoteProcess]:
+        """`process(pid)` is the handle of a spawned process; `process.exec` and the like are nested names of verbs."""
+        return ProcessVerbs(self, lambda pid: RemoteProcess(self._async.process(pid)))
+
+    @property
+    def terminal(self) -> TerminalVerbs:
+        """The verbs of shells by their nested names: `terminal.open` is `open_shell`."""
+        return TerminalVerbs(self)
 
     def shell(self, shell_id: str) -> RemoteShell:
         """The shell of this id, which is not asked for yet."""

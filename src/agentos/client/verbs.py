@@ -21,6 +21,7 @@ from agentos.model import (
     SpawnedProcess,
     check_seconds,
 )
+from agentos.nested import ProcessVerbs, TerminalVerbs
 
 
 class Verbs:
@@ -265,9 +266,19 @@ class Verbs:
                     said = f"{kind} {next(iter(what.values()))} still runs after {timeout} s"
                     raise WaitTimeout(said, **{**error.details, "timeout": limit}) from None
 
-    def process(self, pid: int) -> RemoteProcess:
+    @property
+    def process(self) -> ProcessVerbs[RemoteProcess]:
+        """`process(pid)` is the handle of a spawned process; `process.exec` and the like are nested names of verbs."""
+        return ProcessVerbs(self, self._process)
+
+    def _process(self, pid: int) -> RemoteProcess:
         """The spawned process of this pid, which is not asked for yet."""
         return RemoteProcess(self, pid)
+
+    @property
+    def terminal(self) -> TerminalVerbs:
+        """The verbs of shells by their nested names: `terminal.open` is `open_shell`."""
+        return TerminalVerbs(self)
 
     def shell(self, shell_id: str) -> RemoteShell:
         """The shell of this id, which is not asked for yet."""

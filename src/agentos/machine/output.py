@@ -14,13 +14,20 @@ from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable
 from operator import attrgetter
 
-from agentos.model import OutputChunk, OutputPage, StreamName
+from agentos.model import OutputChunk, OutputPage, StreamName, check_count, check_seconds
 
 BLOCK_BYTES = 64 * 1024
 _BLOCK_COST = 256
 """What a block costs beyond its bytes: two streams that alternate byte by byte must not outgrow the bound."""
 _GATHER_BELOW = 4096
 DEFAULT_PAGE_BYTES = 256 * 1024
+
+
+def check_page(cursor: object, max_bytes: object, wait: object) -> float:
+    """`wait` in seconds, where all three say a page that can be asked for. Raises InvalidRequest naming one."""
+    check_count("cursor", cursor)
+    check_count("max_bytes", max_bytes, least=1)
+    return check_seconds("wait", wait) or 0.0
 
 
 class _Block:

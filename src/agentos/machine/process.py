@@ -12,7 +12,7 @@ from agentos.errors import StdinClosed, WaitTimeout
 from agentos.machine.deadlines import Deadlines
 from agentos.machine.jobs import Program, exit_status, lost_at_start, spawn_failed
 from agentos.machine.link import ExitEvent, Launch, Link
-from agentos.machine.output import DEFAULT_PAGE_BYTES, OutputLog
+from agentos.machine.output import DEFAULT_PAGE_BYTES, OutputLog, check_page
 from agentos.machine.pipes import Reader, Writer
 from agentos.model import (
     ExitStatus,
@@ -91,9 +91,7 @@ class Process:
         self, cursor: int = 0, *, max_bytes: int = DEFAULT_PAGE_BYTES, wait: float = 0.0
     ) -> OutputPage:
         """A page of its output from `cursor`; waits up to `wait` seconds where there is nothing yet."""
-        check_count("cursor", cursor)
-        check_count("max_bytes", max_bytes, least=1)
-        return await self.log.read_wait(cursor, max_bytes, check_seconds("wait", wait) or 0.0)
+        return await self.log.read_wait(cursor, max_bytes, check_page(cursor, max_bytes, wait))
 
     async def write_stdin(self, data: str | bytes) -> None:
         """Write to its stdin; returns once the bytes are accepted, in order. StdinClosed when nobody can read them."""

@@ -12,7 +12,7 @@ from agentos.errors import ShellClosed, StdinClosed, WaitTimeout
 from agentos.linux import pty
 from agentos.machine.jobs import Program, exit_status, lost_at_start, spawn_failed
 from agentos.machine.link import ExitEvent, Launch, Link
-from agentos.machine.output import DEFAULT_PAGE_BYTES, OutputLog
+from agentos.machine.output import DEFAULT_PAGE_BYTES, OutputLog, check_page
 from agentos.machine.pipes import Reader, Writer
 from agentos.model import (
     ExitStatus,
@@ -85,9 +85,7 @@ class Shell:
         self, cursor: int = 0, *, max_bytes: int = DEFAULT_PAGE_BYTES, wait: float = 0.0
     ) -> OutputPage:
         """A page of its output from `cursor`; waits up to `wait` seconds where there is nothing yet."""
-        check_count("cursor", cursor)
-        check_count("max_bytes", max_bytes, least=1)
-        return await self.log.read_wait(cursor, max_bytes, check_seconds("wait", wait) or 0.0)
+        return await self.log.read_wait(cursor, max_bytes, check_page(cursor, max_bytes, wait))
 
     async def write(self, data: str | bytes) -> None:
         """Type `data`. Waits while the terminal takes no more; ShellClosed when it has ended."""

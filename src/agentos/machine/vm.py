@@ -32,7 +32,7 @@ from agentos.machine.image import shell_of
 from agentos.machine.jobs import BASH, Program, check_program, check_signal
 from agentos.machine.link import Link, Port
 from agentos.machine.outlets import PROXY_PORT, SERVICE
-from agentos.machine.output import DEFAULT_PAGE_BYTES
+from agentos.machine.output import DEFAULT_PAGE_BYTES, check_page
 from agentos.machine.pipes import Reader
 from agentos.machine.plainwords import plain_words
 from agentos.machine.plan import HOME, UIDS
@@ -58,6 +58,7 @@ from agentos.model import (
     check_seconds,
     check_text,
 )
+from agentos.nested import ProcessVerbs, TerminalVerbs
 from agentos.network.rules import Network
 
 if TYPE_CHECKING:
@@ -531,7 +532,12 @@ class VM:
         if self.on_process_end:
             self.on_process_end(process)
 
-    def process(self, pid: int) -> Process:
+    @property
+    def process(self) -> ProcessVerbs[Process]:
+        """`process(pid)` is the handle of a spawned process; `process.exec` and the like are nested names of verbs."""
+        return ProcessVerbs(self, self._process)
+
+    def _process(self, pid: int) -> Process:
         """The handle of a spawned process. ProcessNotFound when there is none of that pid."""
         _ = self.link  # VmStopped before the start
         check_count("pid", pid)
@@ -542,15 +548,17 @@ class VM:
 
     async def write_process_stdin(self, pid: int, data: str | bytes) -> None:
         """Write to a process's stdin: see Process.write_stdin."""
-        await self.process(pid).write_stdin(data)
+        given = check_data("data", data)
+        await self._process(pid).write_stdin(given)
 
     async def close_process_stdin(self, pid: int) -> None:
         """Close a process's stdin once all that was written has been taken."""
-        await self.process(pid).close_stdin()
+        await self._process(pid).close_stdin()
 
     async def wait_process(self, pid: int, *, timeout: float | None = None) -> int:
         """A process's exit code: see Process.wait."""
-        return await self.process(pid).wait(timeout)
+        limit = check_seconds("timeout", timeout)
+        return await self._process(pid).wait(limit)
 
     async def list_processes(self) -> list[SpawnedProcess]:
         """The processes that were started with spawn, running or exited and remembered, oldest first."""
@@ -559,17 +567,17 @@ class VM:
 
     async def get_process(self, pid: int) -> SpawnedProcess:
         """One of them. ProcessNotFound when there is none of that pid."""
-        return self.process(pid).info()
+        return self._process(pid).info()
 
     async def signal_process(self, pid: int, signal: str | int) -> None:
         """Send a signal to a spawned process. No effect when it has exited."""
         number = check_signal(signal)
-        self.process(pid).signal_leader(number)
+        self._process(pid).signal_leader(number)
 
     async def stop_process(self, pid: int, *, kill_after: float | None = None) -> None:
         """SIGTERM to a spawned process's group; `kill_after` seconds later, if it still runs, `kill_process`."""
         grace = check_seconds("kill_after", kill_after)
-        process = self.process(pid)
+        process = self._process(pid)
         if not process.running:
             return
         process.signal_leader(signals.SIGTERM, group=True)
@@ -581,7 +589,7 @@ class VM:
 
     async def kill_process(self, pid: int) -> None:
         """SIGKILL to a spawned process and every descendant, setsid and double fork included; then all are dead."""
-        process = self.process(pid)
+        process = self._process(pid)
         if process.running:
             await process.kill_lineage()
 
@@ -589,7 +597,8 @@ class VM:
         self, pid: int, cursor: int = 0, *, max_bytes: int = DEFAULT_PAGE_BYTES, wait: float = 0.0
     ) -> OutputPage:
         """A page of a process's output from `cursor`: see Process.read_output."""
-        return await self.process(pid).read_output(cursor, max_bytes=max_bytes, wait=wait)
+        check_page(cursor, max_bytes, wait)
+        return await self._process(pid).read_output(cursor, max_bytes=max_bytes, wait=wait)
 
     # -- every process
 
@@ -666,12 +675,19 @@ class VM:
             raise ShellNotFound.of(shell_id)
         return found
 
+    @property
+    def terminal(self) -> TerminalVerbs:
+        """The verbs of shells by their nested names: `terminal.open` is `open_shell`."""
+        return TerminalVerbs(self)
+
     async def write_shell(self, shell_id: str, data: str | bytes) -> None:
         """Type `data` in a shell: see Shell.write."""
-        await self.shell(shell_id).write(data)
+        given = check_data("data", data)
+        await self.shell(shell_id).write(given)
 
     async def resize_shell(self, shell_id: str, cols: int, rows: int) -> None:
         """Change the size of a shell's terminal."""
+        TermSize(cols, rows)  # wrong arguments come before an unknown shell
         await self.shell(shell_id).resize(cols, rows)
 
     async def close_shell(self, shell_id: str) -> None:
@@ -680,7 +696,8 @@ class VM:
 
     async def wait_shell(self, shell_id: str, *, timeout: float | None = None) -> int:
         """A shell's exit code, when it has ended."""
-        return await self.shell(shell_id).wait(timeout)
+        limit = check_seconds("timeout", timeout)
+        return await self.shell(shell_id).wait(limit)
 
     async def list_shells(self) -> list[ShellInfo]:
         """The shells, open or ended and remembered, oldest first."""
@@ -691,6 +708,7 @@ class VM:
         self, shell_id: str, cursor: int = 0, *, max_bytes: int = DEFAULT_PAGE_BYTES, wait: float = 0.0
     ) -> OutputPage:
         """A page of a shell's output; cursor 0 begins with the retained scrollback."""
+        check_page(cursor, max_bytes, wait)
         return await self.shell(shell_id).read(cursor, max_bytes=max_bytes, wait=wait)
 
     # -- jobs that are no programs
