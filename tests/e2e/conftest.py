@@ -1,10 +1,19 @@
-"""Gives the tests here a VM, and lets them import the module beside them in every import mode of pytest."""
+"""Gives the tests here a VM, a server, and the TypeScript client; and lets them import the module beside them."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +22,11 @@ import pytest
 from agentos import VM, Host
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+from e2e_support import absent
+
+SOURCE = Path(__file__).parents[2] / "src"
+JS = Path(__file__).parent / "js"
 
 BACKSTOP_SECONDS = 30.0
 """No test should come near it: what is waited for are events, and this only ends a test that hangs."""
@@ -58,3 +72,75 @@ def in_vm(run: Run) -> Run:
         return run(main, limit=limit)
 
     return run_in_vm
+
+
+@contextlib.contextmanager
+def running(data_dir: Path, *command: str, cwd: Path | None = None) -> Iterator[str]:
+    """The URL of a server that `python -m COMMAND` starts; it has to end with exit code 0."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("AGENTOS_")}
+    port = [] if "--port" in command else ["--port", "0"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command, *port, "--data-dir", str(data_dir)],
+        stderr=subprocess.PIPE, env={**env, "PYTHONPATH": str(SOURCE)}, cwd=cwd,
+    )  # fmt: skip
+    said: list[bytes] = []
+    listening: Future[int] = Future()
+    # What it logs is read on and on: a pipe that nobody reads would hold it up one day.
+    reader = threading.Thread(target=_read_log, args=(process.stderr, said, listening), daemon=True)
+    reader.start()
+    try:
+        yield f"http://127.0.0.1:{listening.result(30)}"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(30)
+        reader.join(30)
+    assert code == 0, b"".join(said)[-4000:]
+
+
+def _read_log(stderr: Any, said: list[bytes], port: Future[int]) -> None:
+    with stderr:
+        for line in stderr:
+            said.append(line)
+            if not port.done() and b'"listening"' in line:
+                port.set_result(json.loads(line)["port"])
+    if not port.done():
+        port.set_exception(AssertionError(f"the server did not start: {b''.join(said)!r}"))
+
+
+@pytest.fixture(scope="session")
+def running_server() -> Callable[..., contextlib.AbstractContextManager[str]]:
+    """Starts servers for as long as a context lasts: `running`."""
+    return running
+
+
+@pytest.fixture(scope="session")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server for all tests; each uses VMs of its own."""
+    with running(tmp_path_factory.mktemp("data"), "agentos.server") as found:
+        yield found
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., contextlib.AbstractContextManager[str]]:
+    """Starts a server of the test's own."""
+    return lambda *command, **options: running(tmp_path / "data", *command, **options)
+
+
+@pytest.fixture(scope="session")
+def js(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs in tests/e2e/js, with the given client that npm has installed in a cache outside the repository."""
+    if shutil.which("npm") is None or shutil.which("node") is None:
+        absent("npm and node are needed")
+    digest = hashlib.sha256((JS / "package.json").read_bytes()).hexdigest()[:12]
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "agentos-tests" / f"js-{digest}"
+    if not (cache / "installed").exists():
+        shutil.copytree(JS, cache, dirs_exist_ok=True)
+        command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock"]
+        done = subprocess.run(command, cwd=cache, capture_output=True, text=True, timeout=500)
+        if done.returncode:
+            absent(f"npm install failed: {done.stderr[-500:]}")
+        (cache / "installed").touch()
+    directory = tmp_path_factory.mktemp("js")
+    shutil.copytree(JS, directory, dirs_exist_ok=True)
+    (directory / "node_modules").symlink_to(cache / "node_modules")
+    return directory

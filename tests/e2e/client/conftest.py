@@ -1,57 +1,12 @@
-"""A server in a process of its own, and a way to it on which connections break."""
+"""A way to the server on which connections break."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import pytest
-
-SOURCE = Path(__file__).parents[3] / "src"
-
-
-@contextlib.contextmanager
-def running(data_dir: Path, *command: str, cwd: Path | None = None) -> Iterator[str]:
-    """The URL of a server that `python -m COMMAND` starts; it has to end with exit code 0."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("AGENTOS_")}
-    port = [] if "--port" in command else ["--port", "0"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", *command, *port, "--data-dir", str(data_dir)],
-        stderr=subprocess.PIPE, env={**env, "PYTHONPATH": str(SOURCE)}, cwd=cwd,
-    )  # fmt: skip
-    assert process.stderr is not None
-    try:
-        for line in process.stderr:
-            entry = json.loads(line)
-            if entry["message"] == "listening":
-                yield f"http://127.0.0.1:{entry['port']}"
-                break
-        else:
-            raise AssertionError("the server did not start")
-    finally:
-        process.send_signal(signal.SIGTERM)
-        _, rest = process.communicate(timeout=30)
-    assert process.returncode == 0, rest
-
-
-@pytest.fixture(scope="session")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server for all tests; each uses VMs of its own."""
-    with running(tmp_path_factory.mktemp("data"), "agentos.server") as found:
-        yield found
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Callable[..., contextlib.AbstractContextManager[str]]:
-    """Starts a server of the test's own."""
-    return lambda *command, **options: running(tmp_path / "data", *command, **options)
 
 
 class Breaking:
