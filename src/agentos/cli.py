@@ -8,14 +8,17 @@ import sys
 from collections.abc import Sequence
 
 from agentos import __version__
-from agentos.commands import copy, demo, doctor, execute, processes, serve, terminal, vms
-from agentos.commands.remote import printable
+from agentos.commands import copy, demo, doctor, execute, processes, serve, terminal, top, vms
+from agentos.commands.remote import say
 from agentos.errors import AgentOSError
 
-COMMANDS = (demo, serve, execute, terminal, processes, copy, vms, doctor)
+COMMANDS = (demo, serve, execute, terminal, processes, top, copy, vms, doctor)
 """Each has `add_parser(subparsers)`, which sets `run`: a function from the parsed arguments to an exit code."""
 
-TAKE_WORDS = ("exec", "shell")
+TAKE_WORDS = ("exec", "spawn", "shell")
+"""Commands whose words after the key are a command's own."""
+
+_END = "\0"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,13 +35,20 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments. What follows the first `--` is a command's words where it takes some, each as it is."""
+    """The arguments. Of `exec` and the like, our options may come before or after the key; then a command's words."""
     command = next((one for one in argv if not one.startswith("-")), None)
-    if command not in TAKE_WORDS or "--" not in argv:
+    if command not in TAKE_WORDS:
         return parser().parse_args(argv)
-    at = argv.index("--")
+    at = argv.index("--") if "--" in argv else len(argv)
     arguments = parser().parse_args(argv[:at])
-    arguments.words += argv[at + 1 :]
+    words, behind = arguments.words, list(argv[at + 1 :])
+    if words and words[0].startswith("-"):
+        # No command begins with a dash: these are options, and what comes after them in the key's place is the command.
+        key, before = arguments.key, argv[: at - len(words) - 1]
+        arguments = parser().parse_args([*before, *words, _END])
+        words = [arguments.key, *arguments.words][:-1]
+        arguments.key = key
+    arguments.words = [*words, "--", *behind] if words and at < len(argv) else [*words, *behind]
     return arguments
 
 
@@ -50,12 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except AgentOSError as error:
-        message = "\n".join(map(printable, error.message.splitlines()))
-        print(f"agentos: {message}", file=sys.stderr)
+        say(error.message)
         remedy = error.details.get("remedy")
         if remedy:
-            print(f"agentos: {remedy}", file=sys.stderr)
-        return 1
+            say(str(remedy))
+        return getattr(arguments, "failed", 1)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -1,4 +1,4 @@
-"""`agentos exec`: a command in a VM, as if it ran here: its output as it comes, stdin piped through, its exit code."""
+"""`agentos exec` and `spawn`: a command in a VM; exec as if it ran here: its output, stdin, signals and exit code."""
 
 from __future__ import annotations
 
@@ -6,144 +6,190 @@ import argparse
 import asyncio
 import json
 import os
-import shlex
 import sys
-import threading
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from agentos.commands.remote import add_key, add_vm_options, with_agent
+from agentos.commands.remote import add_key, add_vm_options, say, with_agent
+from agentos.commands.stdio import forward_signals, is_terminal, pipe_stdin, read_stdin, write_chunk
 from agentos.conversions import write_value
-from agentos.errors import AgentOSError, InvalidRequest, StdinClosed
+from agentos.errors import AgentOSError, InvalidRequest, SpawnFailed
 
 if TYPE_CHECKING:
     from agentos.client.aio import Agent, RemoteProcess
 
-_PIECE: Final = 64 * 1024
-_QUEUED: Final = 4
+FAILED = 125
+"""Our own failure, as docker has it: a command's exit code it is not likely to be."""
+NOT_EXECUTABLE = 126
+NOT_FOUND = 127
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the command."""
+    """Declare the commands."""
     parser = subparsers.add_parser(
         "exec", help="run a command in a VM",
-        description="Run a command in a VM, which is made if need be. One word is a line for bash; several are "
-        "the program and its arguments, which no shell looks at.",
+        usage="agentos exec [options] KEY [--] COMMAND [ARG ...]",
+        description="Run a command in a VM, which is made if need be, as if it ran here: its output comes as it is "
+        "written, stdin is piped through, signals such as ctrl-c reach it, and its exit code is ours. One word is a "
+        "line for bash; several are a program and its arguments, which no shell looks at.",
+        epilog="Exit codes: the command's own; 125 when agentos itself failed, 126 when the command may not be run, "
+        "127 when there is none of that name. Example: agentos exec my-agent 'ls | wc -l'",
     )  # fmt: skip
     add_vm_options(parser)
-    parser.add_argument("--cwd", help="directory in the VM")
+    add_program_options(parser)
     parser.add_argument(
-        "--env", "-e", action="append", default=[], metavar="NAME=VALUE", help="added to the environment"
+        "-i", "--interactive", action="store_true", help="give it stdin also where that is a terminal"
     )
-    parser.add_argument("--user", "-u", help="agentos or root")
-    parser.add_argument("--timeout", type=float, help="seconds, after which it is killed")
+    parser.add_argument("-t", "--tty", action="store_true", help="run it in a terminal; with -i, this one")
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="after which it is killed")
     parser.add_argument("--json", action="store_true", help="the whole result as one JSON object, at the end")
-    # stdin is always piped through, and output is never that of a terminal
-    parser.add_argument("-i", "--interactive", action="store_true", help=argparse.SUPPRESS)
     add_key(parser)
-    parser.add_argument("words", metavar="COMMAND", nargs="*", default=[], help="after --")
-    parser.set_defaults(run=run)
+    add_words(parser)
+    parser.set_defaults(run=run, failed=FAILED)
+
+    spawn = subparsers.add_parser(
+        "spawn", help="start a command in a VM and leave it running",
+        usage="agentos spawn [options] KEY [--] COMMAND [ARG ...]",
+        description="Start a command in the background of a VM, which is made if need be, and print its pid. "
+        "`agentos logs` shows what it writes, `agentos kill` ends it. One word is a line for bash; several are a "
+        "program and its arguments.",
+    )  # fmt: skip
+    add_vm_options(spawn)
+    add_program_options(spawn)
+    spawn.add_argument("--timeout", type=float, metavar="SECONDS", help="after which it is killed")
+    spawn.add_argument("--json", action="store_true", help='print {"pid": PID}')
+    add_key(spawn)
+    add_words(spawn)
+    spawn.set_defaults(run=run_spawn, failed=FAILED)
+
+
+def add_program_options(parser: argparse.ArgumentParser) -> None:
+    """Declare where, as whom and in which environment a program runs."""
+    parser.add_argument("--cwd", "-w", "--workdir", metavar="DIR", help="directory in the VM")
+    parser.add_argument(
+        "--env", "-e", action="append", default=[], metavar="NAME[=VALUE]",
+        help="added to the environment; without a value, the one here",
+    )  # fmt: skip
+    parser.add_argument("--user", "-u", help="agentos or root")
+
+
+def add_words(parser: argparse.ArgumentParser) -> None:
+    """Declare the command, which is everything after the key."""
+    parser.add_argument(
+        "words", metavar="COMMAND", nargs=argparse.REMAINDER, help="and its arguments, after the key"
+    )
+
+
+def program_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_program_options` declared, as the verbs take it."""
+    env: dict[str, str] = {}
+    for one in arguments.env:
+        name, equals, value = one.partition("=")
+        if not name:
+            raise InvalidRequest.argument("--env", one, "NAME=VALUE")
+        if equals or name in os.environ:
+            env[name] = value if equals else os.environ[name]
+    return {"cwd": arguments.cwd, "user": arguments.user, "env": env or None}
+
+
+def _program(arguments: argparse.Namespace) -> tuple[str, list[str]]:
+    words: list[str] = arguments.words
+    if not words:
+        raise InvalidRequest(
+            "no command is given", remedy=f"agentos {arguments.command} {arguments.key} -- COMMAND"
+        )
+    return ("bash", ["-c", words[0]]) if len(words) == 1 else (words[0], words[1:])
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run it. Returns its exit code."""
-    options: dict[str, Any] = {
-        "cwd": arguments.cwd,
-        "user": arguments.user,
-        "timeout": arguments.timeout,
-        "env": _environment(arguments.env),
-    }
-    words: list[str] = arguments.words
-    if not words:
-        raise InvalidRequest("no command is given", remedy=f"agentos exec {arguments.key} -- COMMAND")
-    line = words[0] if len(words) == 1 else shlex.join(words)
-    if arguments.json:
-        return with_agent(arguments, lambda agent: _whole(agent, line, options), create=True)
-    return with_agent(arguments, lambda agent: _streamed(agent, line, options), create=True)
+    command, args = _program(arguments)
+    options = {**program_options(arguments), "timeout": arguments.timeout}
+    try:
+        if arguments.tty:
+            return _in_terminal(arguments, command, args)
+        if arguments.json:
+            return with_agent(arguments, lambda agent: _whole(agent, command, args, options), create=True)
+        wanted = arguments.interactive or not is_terminal(0)
+        return with_agent(
+            arguments, lambda agent: _streamed(agent, command, args, options, stdin=wanted), create=True
+        )
+    except SpawnFailed as error:
+        return _cannot_start(error)
 
 
-def _environment(pairs: list[str]) -> dict[str, str] | None:
-    for one in pairs:
-        if "=" not in one:
-            raise InvalidRequest.argument("--env", one, "NAME=VALUE")
-    return dict(one.split("=", 1) for one in pairs) or None
+def run_spawn(arguments: argparse.Namespace) -> int:
+    """Start it and say its pid."""
+    command, args = _program(arguments)
+    options = {**program_options(arguments), "timeout": arguments.timeout}
+
+    async def spawn(agent: Agent) -> int:
+        process = await agent.spawn(command, args, **options)
+        print(json.dumps({"pid": process.pid}) if arguments.json else process.pid)
+        return 0
+
+    try:
+        return with_agent(arguments, spawn, create=True)
+    except SpawnFailed as error:
+        return _cannot_start(error)
 
 
-async def _whole(agent: Agent, line: str, options: dict[str, Any]) -> int:
-    stdin = b"" if _is_terminal() else await asyncio.to_thread(sys.stdin.buffer.read)
-    result = await agent.exec(line, stdin=stdin, **options)
+def _cannot_start(error: SpawnFailed) -> int:
+    say(error.message)
+    missing = error.details.get("step") == "exec" and isinstance(error, OSError) and error.os_errno == 2
+    return NOT_FOUND if missing else NOT_EXECUTABLE
+
+
+def _in_terminal(arguments: argparse.Namespace, command: str, args: list[str]) -> int:
+    from agentos.commands.terminal import in_terminal
+
+    if arguments.json or arguments.timeout is not None:
+        raise InvalidRequest("-t goes with neither --json nor --timeout")
+    if arguments.interactive and not is_terminal(0):
+        raise InvalidRequest("stdin is not a terminal", remedy="leave out -t where input is piped")
+    options = program_options(arguments)
+    return with_agent(
+        arguments,
+        lambda agent: in_terminal(
+            agent, command, args, options, key=arguments.key, typing=arguments.interactive
+        ),
+        create=True,
+    )
+
+
+async def _whole(agent: Agent, command: str, args: list[str], options: dict[str, Any]) -> int:
+    stdin = b"" if is_terminal(0) else await asyncio.to_thread(read_stdin)
+    result = await agent.exec_file(command, args, stdin=stdin, **options)
     print(json.dumps(write_value(result)))
     return result.exit_code
 
 
-async def _streamed(agent: Agent, line: str, options: dict[str, Any]) -> int:
+async def _streamed(
+    agent: Agent, command: str, args: list[str], options: dict[str, Any], *, stdin: bool
+) -> int:
     # Lossless: what reads our output may be slower than the command, and is to get all of it.
-    process = await agent.spawn("bash", ["-c", line], lossless=True, **options)
-    stdin = asyncio.create_task(_pipe_stdin(process))
+    process = await agent.spawn(command, args, lossless=True, **options)
+    feeding = asyncio.create_task(pipe_stdin(process) if stdin else process.close_stdin())
     ended = False
     try:
-        await copy_output(process)
-        code = await process.wait()
+        with forward_signals(agent, process, options["user"]):
+            await copy_output(process)
+            code = await process.wait()
         ended = True
     finally:
-        stdin.cancel()
+        feeding.cancel()
+        await asyncio.gather(feeding, return_exceptions=True)
         if not ended:
             try:
                 await asyncio.shield(process.kill())
             except AgentOSError:
                 pass  # what ended this is told, not what came of it
     if code == 137 and options["timeout"] is not None and (await process.info()).reason == "timeout":
-        print(f"agentos: killed after {options['timeout']:g} s", file=sys.stderr)
+        say(f"killed after {options['timeout']:g} s")
     return code
 
 
-async def copy_output(process: RemoteProcess) -> None:
+async def copy_output(process: RemoteProcess, cursor: int = 0) -> None:
     """What it writes, to our own stdout and stderr, until it ends."""
-    async for chunk in process.output():
+    async for chunk in process.output(cursor):
         write_chunk(chunk.stream, chunk.data, chunk.skipped)
-
-
-def write_chunk(stream: str, data: bytes, skipped: int) -> None:
-    """Write output where it belongs."""
-    if skipped:
-        print(f"agentos: {skipped} bytes of output are missing here", file=sys.stderr)
-    target = sys.stdout if stream == "stdout" else sys.stderr
-    target.buffer.write(data)
-    target.buffer.flush()
-
-
-def _is_terminal() -> bool:
-    try:
-        return os.isatty(0)
-    except OSError:
-        return False
-
-
-async def _pipe_stdin(process: RemoteProcess) -> None:
-    try:
-        if not _is_terminal():
-            pieces: asyncio.Queue[bytes] = asyncio.Queue(_QUEUED)
-            # A thread that ends with the process: who writes to our stdin may never do so again.
-            loop = asyncio.get_running_loop()
-            threading.Thread(target=_read_stdin, args=(loop, pieces), daemon=True).start()
-            while data := await pieces.get():
-                await process.write_stdin(data)
-        await process.close_stdin()
-    except StdinClosed:
-        pass  # it does not read more, as `head` does not
-    except AgentOSError as error:
-        print(f"agentos: stdin: {error.message}", file=sys.stderr)
-
-
-def _read_stdin(loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue[bytes]) -> None:
-    data = b"-"
-    while data:
-        try:
-            data = os.read(0, _PIECE)
-        except OSError:
-            data = b""
-        put = pieces.put(data)
-        try:
-            asyncio.run_coroutine_threadsafe(put, loop).result()
-        except BaseException:  # the loop has ended, and with it who wanted it
-            put.close()
-            return
+    sys.stdout.flush()

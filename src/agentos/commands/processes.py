@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from agentos.actions import BY_METHOD
-from agentos.commands.execute import copy_output, write_chunk
-from agentos.commands.remote import add_key, add_vm_options, table, with_agent
+from agentos.commands.execute import copy_output
+from agentos.commands.remote import add_key, add_vm_options, say, table, with_agent
+from agentos.commands.stdio import write_chunk
 from agentos.conversions import write_value
-from agentos.errors import ProcessNotFound
-from agentos.model import ProcessInfo, ProcessTreeNode
+from agentos.errors import InvalidRequest, ProcessNotFound
+from agentos.model import OutputChunk, ProcessInfo, ProcessTreeNode
 
 if TYPE_CHECKING:
-    from agentos.client.aio import Agent
+    from agentos.client.aio import Agent, RemoteProcess
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -27,23 +29,37 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_key(ps)
     ps.set_defaults(run=lambda arguments: with_agent(
         arguments, lambda agent: _ps(agent, tree=arguments.tree, as_json=arguments.json)))  # fmt: skip
-    logs = subparsers.add_parser("logs", help="what a spawned process has written")
+    logs = subparsers.add_parser(
+        "logs", help="what a spawned process has written",
+        description="Print what a spawned process has written, its stdout to stdout and its stderr to stderr, as far "
+        "as the VM keeps it (the newest 4 MiB unless its limit says otherwise).",
+    )  # fmt: skip
     add_vm_options(logs)
     logs.add_argument("--follow", "-f", action="store_true", help="go on until it ends")
+    logs.add_argument(
+        "--since", type=int, default=0, metavar="CURSOR",
+        help="begin behind this many bytes of its output, as --cursor printed them",
+    )  # fmt: skip
+    logs.add_argument(
+        "--tail", "-n", type=int, metavar="LINES", help="of what there is already, only the last lines"
+    )
+    logs.add_argument(
+        "--cursor", action="store_true", help="say at the end, on stderr, where --since goes on"
+    )
     add_key(logs)
     logs.add_argument("pid", metavar="PID", type=int)
-    logs.set_defaults(run=lambda arguments: with_agent(
-        arguments, lambda agent: _logs(agent, arguments.pid, follow=arguments.follow)))  # fmt: skip
-    kill = subparsers.add_parser("kill", help="end a process of a VM, or send it another signal")
-    add_vm_options(kill)
-    kill.add_argument(
-        "--signal", "-s", default="TERM",
-        help="such as INT (default: TERM; KILL ends its descendants too)",
+    logs.set_defaults(run=lambda arguments: with_agent(arguments, lambda agent: _logs(agent, arguments)))
+    kill = subparsers.add_parser(
+        "kill", help="end processes of a VM, or send them another signal",
+        description="End processes of a VM, those too that were not started through the server. SIGTERM goes to the "
+        "process's group; SIGKILL takes all its descendants with it.",
     )  # fmt: skip
+    add_vm_options(kill)
+    kill.add_argument("--signal", "-s", default="TERM", help="such as INT, SIGINT or 2 (default: TERM)")
     add_key(kill)
-    kill.add_argument("pid", metavar="PID", type=int)
+    kill.add_argument("pids", metavar="PID", type=int, nargs="+")
     kill.set_defaults(run=lambda arguments: with_agent(
-        arguments, lambda agent: _kill(agent, arguments.pid, arguments.signal)))  # fmt: skip
+        arguments, lambda agent: _kill_all(agent, arguments.pids, arguments.signal)))  # fmt: skip
 
 
 async def _ps(agent: Agent, *, tree: bool, as_json: bool) -> int:
@@ -77,22 +93,63 @@ def _branches(nodes: Iterable[ProcessTreeNode], level: int) -> Iterable[list[str
         yield from _branches(node.children, level + 1)
 
 
-async def _logs(agent: Agent, pid: int, *, follow: bool) -> int:
-    process = agent.process(pid)
-    if follow:
-        await copy_output(process)
+async def _logs(agent: Agent, arguments: argparse.Namespace) -> int:
+    process = agent.process(arguments.pid)
+    cursor = arguments.since
+    if cursor < 0:
+        raise InvalidRequest.argument("--since", cursor, "a number of bytes, 0 or more")
+    if arguments.tail is not None:
+        if arguments.tail < 0:
+            raise InvalidRequest.argument("--tail", arguments.tail, "a number of lines, 0 or more")
+        cursor, newest = await _last_lines(process, cursor, arguments.tail)
+        for chunk in newest:
+            write_chunk(chunk.stream, chunk.data, 0)
+    if arguments.follow:
+        await copy_output(process, cursor)
         return 0
-    cursor = 0
     while True:
         page = await process.read_output(cursor)
         for chunk in page.events:
             write_chunk(chunk.stream, chunk.data, chunk.skipped)
         cursor = page.cursor
         if page.exited or not page.events:
-            return 0
+            break
+    if arguments.cursor:
+        say(f"--since {cursor}")
+    return 0
 
 
-async def _kill(agent: Agent, pid: int, signal: str) -> int:
+async def _last_lines(process: RemoteProcess, cursor: int, lines: int) -> tuple[int, Iterable[OutputChunk]]:
+    """The chunks with the last lines of what there is, and the cursor behind them. Holds no more than those."""
+    kept: deque[OutputChunk] = deque()
+    seen = 0
+    while True:
+        page = await process.read_output(cursor)
+        for chunk in page.events:
+            for line in chunk.data.splitlines(keepends=True):
+                kept.append(OutputChunk(chunk.stream, line, chunk.offset))
+                seen += line.endswith(b"\n")
+        # A line may come in pieces: whole ones are counted, and the pieces before the first that is wanted go.
+        unfinished = bool(kept) and not kept[-1].data.endswith(b"\n")
+        while kept and (seen + unfinished > lines or lines == 0):
+            seen -= kept.popleft().data.endswith(b"\n")
+        cursor = page.cursor
+        if page.exited or not page.events:
+            return cursor, kept
+
+
+async def _kill_all(agent: Agent, pids: list[int], signal: str) -> int:
+    code = 0
+    for pid in pids:
+        try:
+            await _kill(agent, pid, signal)
+        except ProcessNotFound as error:
+            say(error.message)
+            code = 1
+    return code
+
+
+async def _kill(agent: Agent, pid: int, signal: str) -> None:
     name = signal.upper().removeprefix("SIG")
     try:
         if name in ("KILL", "9"):
@@ -104,8 +161,7 @@ async def _kill(agent: Agent, pid: int, signal: str) -> int:
     except ProcessNotFound:
         # `ps` shows those too that were not started through the server
         done = await agent.exec_file(
-            "/bin/bash", ["-c", 'kill -s "$1" "$2"', "kill", name, str(pid)], user="root"
+            "/bin/bash", ["-c", 'kill -s "$1" -- "$2"', "kill", name, str(pid)], user="root"
         )
         if not done.ok:
             raise
-    return 0

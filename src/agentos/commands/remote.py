@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import importlib
 import os
+import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -91,6 +92,11 @@ def printable(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+
+
+def say(message: str) -> None:
+    """Tell the person, beside whatever the command prints."""
+    print(f"agentos: {chr(10).join(map(printable, message.splitlines()))}", file=sys.stderr)
 
 
 def table(heads: list[str], rows: list[list[str]]) -> str:

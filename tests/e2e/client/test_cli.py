@@ -187,7 +187,10 @@ class Person:
         end = time.monotonic() + 15
         while text not in self.seen:
             assert select.select([self.fd], [], [], max(0, end - time.monotonic()))[0], self.seen
-            self.seen += os.read(self.fd, 65_536)
+            try:
+                self.seen += os.read(self.fd, 65_536)
+            except OSError:  # the terminal's other end is closed
+                raise AssertionError(f"{text!r} never came: {self.seen!r} {self.end()}") from None
         self.seen = self.seen.partition(text)[2]
 
     def type(self, data: bytes) -> None:
@@ -225,8 +228,9 @@ def test_shell(url: str, cli: Cli, key: str) -> None:
     person.type(b"\x11")
     code, stderr = person.end()
     assert code == 0
-    found = re.search(rb"left running: agentos shell \S+ --attach (\S+)", stderr)
+    found = re.search(rb"left running: agentos shell --attach (\S+) (\S+)", stderr)
     assert found, stderr
+    assert found[2].decode() == key
     shell_id = found[1].decode()
     assert shell_id in cli("shell", "--list", key).stdout.decode()
     person = Person(url, "shell", key, "--attach", shell_id)
@@ -235,7 +239,7 @@ def test_shell(url: str, cli: Cli, key: str) -> None:
     person.see(b"still kept")
     assert person.end() == (6, b"")
     done = cli("shell", key)
-    assert (done.returncode, done.stderr.splitlines()[0]) == (1, b"agentos: a shell needs a terminal")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (125, b"agentos: a shell needs a terminal")
 
 
 def test_serve(start: Callable[..., AbstractContextManager[str]], tmp_path: Path) -> None:
