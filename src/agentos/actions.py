@@ -261,6 +261,15 @@ ACTIONS: Final[tuple[Action, ...]] = (
         kinds.FETCHED,
         "actor",
     ),
+    _action(
+        "createPreview",
+        "network.preview",
+        "create_preview",
+        [_need("port", kinds.COUNT)],
+        [Param("expires_in", kinds.MILLISECONDS), Param("path", kinds.TEXT)],
+        kinds.PREVIEW,
+        "actor",
+    ),
     _action("destroy", None, "destroy", (), (), kinds.NONE, "actor"),
 )
 """Every action."""

@@ -37,7 +37,7 @@ from agentos.wire.values import UNDEFINED
 DEEPEST_TREE: Final = 100
 """Levels of a process tree on the wire; what is below hangs, flat, from the last one."""
 
-_TIMES: Final = frozenset(("start_time", "exit_time", "mtime"))
+_TIMES: Final = frozenset(("start_time", "exit_time", "mtime", "expires_at"))
 """Fields that are seconds in Python and milliseconds on the wire."""
 
 
@@ -61,6 +61,15 @@ class FetchResponse:
     status_text: str
     headers: Mapping[str, str]
     body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A link to a port inside a VM, for whoever has it. `expires_at` is in seconds since the epoch."""
+
+    url: str
+    token: str
+    expires_at: float
 
 
 # -- arguments
@@ -356,3 +365,4 @@ WRITTEN: Final = Result(
     lambda trees: [FileWritten(one["path"], _read_error(one)) for one in trees],
 )
 FETCHED: Final = _of(FetchResponse)
+PREVIEW: Final = _of(Preview)

@@ -19,7 +19,7 @@ from agentos.client.files import CHUNK_BYTES, Data
 from agentos.client.files import RemoteFiles as AsyncRemoteFiles
 from agentos.client.handles import RemoteProcess as AsyncRemoteProcess
 from agentos.client.handles import RemoteShell as AsyncRemoteShell
-from agentos.conversions import FetchResponse
+from agentos.conversions import FetchResponse, Preview
 from agentos.errors import AgentOSError
 from agentos.model import (
     DirEntry,
@@ -519,6 +519,16 @@ class Agent(Twin[AsyncAgent]):
         """
         return run(self._async.fetch(port, url, method=method, headers=headers, body=body))
 
+    def create_preview(
+        self, port: int, *, expires_in: float | None = None, path: str | None = None
+    ) -> Preview:
+        """A link to `path` on `port` of the VM's loopback, for browsers and anyone else that has it.
+
+        It holds for `expires_in` seconds (an hour; at most 30 days) and as long as the VM exists; it needs no
+        token of the server, and wakes the VM.
+        """
+        return run(self._async.create_preview(port, expires_in=expires_in, path=path))
+
     def destroy(self) -> None:
         """End the VM and delete its files, for good."""
         run(self._async.destroy())
@@ -781,6 +791,16 @@ class Connection(Twin[AsyncConnection]):
         Redirects are not followed. Raises SpawnFailed when nobody listens.
         """
         return run(self._async.fetch(port, url, method=method, headers=headers, body=body))
+
+    def create_preview(
+        self, port: int, *, expires_in: float | None = None, path: str | None = None
+    ) -> Preview:
+        """A link to `path` on `port` of the VM's loopback, for browsers and anyone else that has it.
+
+        It holds for `expires_in` seconds (an hour; at most 30 days) and as long as the VM exists; it needs no
+        token of the server, and wakes the VM.
+        """
+        return run(self._async.create_preview(port, expires_in=expires_in, path=path))
 
     def destroy(self) -> None:
         """End the VM and delete its files, for good."""

@@ -10,7 +10,7 @@ from typing import Any
 from agentos.client.calls import PAGE_BYTES, POLL_SECONDS, Caller, ask
 from agentos.client.files import RemoteFiles
 from agentos.client.handles import RemoteProcess, RemoteShell
-from agentos.conversions import FetchResponse
+from agentos.conversions import FetchResponse, Preview
 from agentos.errors import ShellNotFound, WaitTimeout
 from agentos.model import (
     ExecResult,
@@ -307,6 +307,17 @@ class Verbs:
         result: FetchResponse = await self._ask(
             "fetch", port=port, url=url, method=method, headers=headers, body=body
         )
+        return result
+
+    async def create_preview(
+        self, port: int, *, expires_in: float | None = None, path: str | None = None
+    ) -> Preview:
+        """A link to `path` on `port` of the VM's loopback, for browsers and anyone else that has it.
+
+        It holds for `expires_in` seconds (an hour; at most 30 days) and as long as the VM exists; it needs no
+        token of the server, and wakes the VM.
+        """
+        result: Preview = await self._ask("create_preview", port=port, expires_in=expires_in, path=path)
         return result
 
     async def destroy(self) -> None:

@@ -18,6 +18,7 @@ from agentos.actors import Actors
 from agentos.errors import AgentOSError, InternalError, Unauthorized
 from agentos.host import Host
 from agentos.server.access import Access
+from agentos.server.calls import Calls
 from agentos.server.gateway import Gateway, status_of
 from agentos.server.http import (
     JSON_TYPE,
@@ -33,6 +34,8 @@ from agentos.server.http import (
 )
 from agentos.server.management import Management
 from agentos.server.metrics import CONTENT_TYPE, Metrics
+from agentos.server.preview_proxy import PreviewProxy
+from agentos.server.previews import PREFIX, Previews, load_key
 from agentos.server.settings import Settings
 from agentos.wire.encodings import JSON
 from agentos.wire.failures import http_error
@@ -63,6 +66,7 @@ class Application:
         self._closed = False
         self.actors: Actors
         self._gateway: Gateway
+        self._previews: PreviewProxy
         self._management: Management
 
     async def start(self) -> None:
@@ -78,7 +82,10 @@ class Application:
         await self.actors.recover()
         await self.actors.get_ready(self.settings.pool)
         self.metrics.watch(self.actors)
-        self._gateway = Gateway(self.actors, self._access, self.metrics, self.settings)
+        previews = Previews(await asyncio.to_thread(load_key, self._data_dir))
+        calls = Calls(self.metrics, previews)
+        self._gateway = Gateway(self.actors, self._access, calls, self.metrics, self.settings)
+        self._previews = PreviewProxy(self.actors, previews, self.settings, self.metrics.counters)
         self._management = Management(self.actors, self.settings)
 
     async def close(self) -> None:
@@ -90,6 +97,7 @@ class Application:
         if self._starting.cancelled() or self._starting.exception() is not None:
             return
         await self._gateway.go_away()
+        await self._previews.close()
         await self.actors.close()
         if self._own_host and self._host is not None:
             await self._host.close()
@@ -101,7 +109,11 @@ class Application:
             return
         if self._starting is None or not self._starting.done():
             await self.start()
-        if scope["type"] == "websocket":
+        if scope["type"] in ("http", "websocket") and Request(scope).path.startswith(PREFIX):
+            # The link is the permission: who has it needs no other, and has nothing else by it.
+            serve = self._previews.http if scope["type"] == "http" else self._previews.websocket
+            await serve(Request(scope, receive), scope, receive, send)
+        elif scope["type"] == "websocket":
             await self._gateway.websocket(Request(scope), scope, receive, send)
         elif scope["type"] == "http":
             await self._http(Request(scope, receive), receive, send)

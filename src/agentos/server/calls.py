@@ -13,6 +13,7 @@ from agentos.actor import Actor
 from agentos.errors import AgentOSError
 from agentos.server.fetch import fetch
 from agentos.server.metrics import Metrics
+from agentos.server.previews import Previews
 
 log = logging.getLogger("agentos.server")
 
@@ -38,36 +39,50 @@ def weight(output: Any) -> int:
     return 64 * len(output) if isinstance(output, list) else 0
 
 
-async def perform(actor: Actor, name: str, args: Sequence[Any], metrics: Metrics) -> Any:
-    """Run action `name`. Raises AgentOSError as the action does; anything else is a defect of ours, and logged."""
-    began = time.perf_counter()
-    label, failure = "unknown", None
-    metrics.began()
-    try:
-        action = actions.find(name)
-        label = action.name
-        return await _run(actor, action, action.read_arguments(args))
-    except AgentOSError as error:
-        failure = error.code
-        raise
-    except asyncio.CancelledError:
-        failure = "cancelled"
-        raise
-    except Exception:
-        failure = "internal.error"
-        log.exception("action failed", extra={**actor.labels(), "action": label})
-        raise
-    finally:
-        metrics.ended(label, time.perf_counter() - began, failure)
+class Calls:
+    """Runs the actions of one server."""
 
+    def __init__(self, metrics: Metrics, previews: Previews) -> None:
+        self._metrics = metrics
+        self._previews = previews
 
-async def _run(actor: Actor, action: actions.Action, arguments: dict[str, Any]) -> Any:
-    if action.target == "actor":
-        if action.method == "destroy":
+    async def perform(self, actor: Actor, name: str, args: Sequence[Any], origin: str) -> Any:
+        """Run action `name`; `origin` is where the client reaches the server.
+
+        Raises AgentOSError as the action does; anything else is a defect of ours, and logged.
+        """
+        began = time.perf_counter()
+        label, failure = "unknown", None
+        self._metrics.began()
+        try:
+            action = actions.find(name)
+            label = action.name
+            return await self._run(actor, action, action.read_arguments(args), origin)
+        except AgentOSError as error:
+            failure = error.code
+            raise
+        except asyncio.CancelledError:
+            failure = "cancelled"
+            raise
+        except Exception:
+            failure = "internal.error"
+            log.exception("action failed", extra={**actor.labels(), "action": label})
+            raise
+        finally:
+            self._metrics.ended(label, time.perf_counter() - began, failure)
+
+    async def _run(self, actor: Actor, action: actions.Action, arguments: dict[str, Any], origin: str) -> Any:
+        if action.target == "actor":
+            return action.result.write(await self._of_actor(actor, action.method, arguments, origin))
+        vm = await actor.vm()
+        method = getattr(vm if action.target == "vm" else vm.files, action.method)
+        return action.result.write(await method(**arguments))
+
+    async def _of_actor(self, actor: Actor, method: str, arguments: dict[str, Any], origin: str) -> Any:
+        if method == "destroy":
             # Half a destruction helps nobody: it goes on when the client has gone.
             await asyncio.shield(asyncio.ensure_future(actor.destroy()))
             return None
-        return action.result.write(await fetch(await actor.vm(), **arguments))
-    vm = await actor.vm()
-    method = getattr(vm if action.target == "vm" else vm.files, action.method)
-    return action.result.write(await method(**arguments))
+        if method == "create_preview":
+            return self._previews.create(actor.actor_id, origin, **arguments)
+        return await fetch(await actor.vm(), **arguments)

@@ -9,7 +9,7 @@ from typing import Any
 
 from agentos.actor import Actor
 from agentos.errors import AgentOSError, InternalError
-from agentos.server.calls import off_loop, perform, weight
+from agentos.server.calls import Calls, off_loop, weight
 from agentos.server.events import Subscriber
 from agentos.server.http import Receive, Send
 from agentos.server.metrics import Metrics
@@ -36,15 +36,18 @@ class Connection:
         encoding: Encoding,
         receive: Receive,
         send: Send,
+        calls: Calls,
         metrics: Metrics,
         settings: Settings,
+        origin: str,
     ) -> None:
         specifier = ActorSpecifier(actor.actor_id, 1, serialize_key(actor.record.key))
         self._core = ServerConnection(encoding, specifier, str(uuid.uuid4()))
         self._actor = actor
         self._receive = receive
         self._raw_send = send
-        self._metrics = metrics
+        self._calls = calls
+        self._origin = origin
         self._settings = settings
         self._sending = asyncio.Lock()
         self._unsent = 0
@@ -128,7 +131,7 @@ class Connection:
 
     async def _act(self, called: ActionCalled) -> None:
         try:
-            output = await perform(self._actor, called.name, called.args, self._metrics)
+            output = await self._calls.perform(self._actor, called.name, called.args, self._origin)
             frame = await off_loop(weight(output), self._core.respond, called.id, output)
         except AgentOSError as error:
             frame = self._core.fail(called.id, error)

@@ -12,7 +12,7 @@ from agentos.actor import Actor
 from agentos.actors import Actors
 from agentos.errors import AgentOSError, InternalError, InvalidRequest, LimitExceeded, VmNotFound
 from agentos.server.access import Access
-from agentos.server.calls import off_loop, perform, weight
+from agentos.server.calls import Calls, off_loop, weight
 from agentos.server.connection import Connection
 from agentos.server.http import (
     JSON_TYPE,
@@ -29,6 +29,7 @@ from agentos.server.http import (
     answer,
 )
 from agentos.server.metrics import Metrics
+from agentos.server.previews import origin_of
 from agentos.server.settings import Settings
 from agentos.wire.address import (
     Action,
@@ -69,8 +70,11 @@ class Unsupported(AgentOSError):
 class Gateway:
     """Answers everything that is addressed to an actor."""
 
-    def __init__(self, actors: Actors, access: Access, metrics: Metrics, settings: Settings) -> None:
+    def __init__(
+        self, actors: Actors, access: Access, calls: Calls, metrics: Metrics, settings: Settings
+    ) -> None:
         self._actors = actors
+        self._actions = calls
         self._access = access
         self._metrics = metrics
         self._settings = settings
@@ -104,7 +108,8 @@ class Gateway:
             actor = self._find(address)
             with actor.active(), self._one_more_call():
                 await actor.admit(terms.params)
-                output = await _until_gone(perform(actor, asked.name, call.args, self._metrics), receive)
+                work = self._actions.perform(actor, asked.name, call.args, self._origin(request))
+                output = await _until_gone(work, receive)
             body = await _encoded(encoding, output)
         except Disconnected:
             return
@@ -113,6 +118,15 @@ class Gateway:
             return
         headers = [(b"content-type", encoding.content_type.encode()), *_actor_headers(actor), *cors]
         await answer(send, 200, body, headers)
+
+    def _origin(self, request: Request) -> str:
+        """Where the client reaches the server, as far as can be known."""
+        public = self._settings.public_url
+        return (
+            public.rstrip("/")
+            if public
+            else origin_of(request.scheme, request.header(b"host")) + request.root
+        )
 
     async def _fail(self, send: Send, error: Exception, actor: Actor | None, cors: Headers) -> None:
         """Answer with an error: always in JSON, which every client reads whatever it sent."""
@@ -185,7 +199,16 @@ class Gateway:
                 counters.connections += 1
                 try:
                     await self._serve(
-                        Connection(actor, terms.encoding, receive, send, self._metrics, self._settings)
+                        Connection(
+                            actor,
+                            terms.encoding,
+                            receive,
+                            send,
+                            self._actions,
+                            self._metrics,
+                            self._settings,
+                            self._origin(request),
+                        )
                     )
                 finally:
                     counters.connections -= 1

@@ -53,6 +53,8 @@ class Request:
         raw = scope.get("raw_path") or scope["path"].encode()
         root = scope.get("root_path", "").encode()
         self.path: bytes = raw[len(root) :] if root and raw.startswith(root) else raw
+        self.root: str = root.decode()
+        self.scheme: str = scope.get("scheme", "http")
         self.query: bytes = scope.get("query_string", b"")
         self.trusted = True
         """Whether it may have more than a greeting."""

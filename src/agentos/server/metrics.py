@@ -79,6 +79,7 @@ class _Live:
         yield GaugeMetricFamily("agentos_vms_running", "VMs that run.", len(self._actors.live))
         yield GaugeMetricFamily("agentos_vms", "VMs, running or asleep.", self._actors.store.count())
         yield GaugeMetricFamily("agentos_connections", "Open WebSockets.", counters.connections)
+        yield GaugeMetricFamily("agentos_previews", "Previews under way.", counters.previews)
         yield CounterMetricFamily("agentos_event_frames", "Events sent.", counters.event_frames)
         yield CounterMetricFamily("agentos_event_bytes", "Bytes of the events sent.", counters.event_bytes)
         yield from _network(self._actors.host.traffic)

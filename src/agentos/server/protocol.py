@@ -1,4 +1,4 @@
-"""The HTTP protocol of the ASGI server, with bounds that it does not have itself: on a request's headers.
+"""The protocols of the ASGI server, with what they lack: bounds on a request's headers, and ends that are none.
 
 A client that opens a connection and sends its headers byte by byte, or never, or without end, holds a
 descriptor and memory for nothing.
@@ -10,8 +10,12 @@ import asyncio
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from agentos.server.settings import Settings
+
+BREAK_OFF = "agentos.break_off"
+"""An ASGI extension: its `close` ends the connection after what was sent, so that half an answer stays half."""
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -43,6 +47,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["extensions"] = {BREAK_OFF: {"close": self.transport.close}}
         self._in_headers = True
         self._header_bytes = 0
         if self._timer is None:
@@ -68,3 +73,12 @@ class BoundedHttp(HttpToolsProtocol):
             body = b'{"group":"request","code":"invalid","message":"' + text + b'"}'
             self.transport.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
             self.transport.close()
+
+
+class Sockets(WebSocketsSansIOProtocol):
+    """WebSockets; one that is refused with an answer of HTTP is refused, and no error of the application."""
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
+            self.handshake_complete = True

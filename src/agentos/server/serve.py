@@ -19,7 +19,7 @@ import uvicorn
 from agentos.errors import InvalidRequest
 from agentos.server.app import Application
 from agentos.server.logs import log_to_stderr
-from agentos.server.protocol import BoundedHttp
+from agentos.server.protocol import BoundedHttp, Sockets
 from agentos.server.settings import LOOPBACK_HOSTS
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def make_server(
     application = registry.application(directory.absolute(), settings)
     protocol = type("Protocol", (BoundedHttp,), {"settings": settings})
     config = uvicorn.Config(
-        application, host=host, port=port, loop="uvloop", http=protocol, ws="websockets-sansio", lifespan="on",
+        application, host=host, port=port, loop="uvloop", http=protocol, ws=Sockets, lifespan="on",
         access_log=False, log_config=None, server_header=False, date_header=False,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=int(settings.drain_seconds),
         ws_max_size=settings.max_body_bytes, ws_ping_interval=_PING_SECONDS, ws_ping_timeout=2 * _PING_SECONDS,

@@ -40,6 +40,13 @@ class Settings:
     """For a whole body to arrive."""
     drain_seconds: float = 5.0
     """For calls in flight to end when the server shuts down."""
+    max_previews: int = 1000
+    """Requests and WebSockets through preview links at once."""
+    public_url: str | None = None
+    """Where clients reach the server, such as https://vms.example.com: what preview links begin with.
+
+    None: the address that the link was asked for at.
+    """
     max_live_vms: int = 10_000
     """VMs running at once, those of the pool not counted."""
     pool: int = 2
@@ -49,6 +56,9 @@ class Settings:
         if self.token is not None and (not isinstance(self.token, str) or len(self.token) < 8):
             raise InvalidRequest.argument("token", "(hidden)", "text of at least 8 characters")
         check_count("pool", self.pool, most=1000)
+        url = self.public_url
+        if url is not None and (not isinstance(url, str) or not url.startswith(("http://", "https://"))):
+            raise InvalidRequest.argument("public_url", url, "an http:// or https:// URL")
 
 
 @dataclass(slots=True)
@@ -56,6 +66,7 @@ class Counters:
     """Plain numbers that change with every byte, read when metrics are asked for."""
 
     connections: int = 0
+    previews: int = 0
     event_frames: int = 0
     event_bytes: int = 0
     gaps: int = 0

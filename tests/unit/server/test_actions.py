@@ -49,6 +49,7 @@ RESULTS: list[tuple[conversions.Result, Any]] = [
     (conversions.CONTENTS, [FileContent("/a", b"x"), FileContent("/b", None, FileMissing("no", path="/b"))]),
     (conversions.WRITTEN, [FileWritten("/a"), FileWritten("/b", FileMissing("no", path="/b"))]),
     (conversions.FETCHED, conversions.FetchResponse(200, "OK", {"a": "b"}, b"x")),
+    (conversions.PREVIEW, conversions.Preview("http://a/preview/b/", "b", 1.5)),
 ]
 
 
