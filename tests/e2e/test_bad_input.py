@@ -254,6 +254,7 @@ def test_arguments_that_are_too_large(in_vm: Any) -> None:
             (lambda vm: vm.exec("true", env={"A": "x" * 1_000_000}), "MAX_ARG_STRLEN"),
             (lambda vm: vm.exec("true", env={f"A{n}": "x" * 100 for n in range(10_000)}), "argument_bytes"),
             (lambda vm: vm.open_shell("echo", ["é" * 70_000]), "MAX_ARG_STRLEN"),
+            (lambda vm: vm.spawn("true", cwd="/" + "x" * 5_000_000), "MAX_ARG_STRLEN"),
         ]
         for number, (call, limit) in enumerate(calls):
             with pytest.raises(LimitExceeded) as caught:

@@ -57,7 +57,7 @@ def check_program(
         directory = f"{HOME}/{directory}"
     environment = base_env(spec.env, who, terminal=terminal)
     environment.update(check_env(env))
-    _check_size(argv, environment, spec.limits.argument_bytes)
+    _check_size([*argv, directory], environment, spec.limits.argument_bytes)
     return Program(argv, directory, environment, who)
 
 

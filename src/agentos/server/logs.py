@@ -28,6 +28,11 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=repr)
 
 
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Text that is not UTF-8 is a client's mistake, told to the client, and nothing for people to look at."""
+    return not (record.exc_info and isinstance(record.exc_info[1], UnicodeDecodeError))
+
+
 def log_to_stderr(level: str = "info") -> None:
     """Have agentos and the ASGI server write JSON lines to stderr."""
     handler = logging.StreamHandler(sys.stderr)
@@ -35,5 +40,8 @@ def log_to_stderr(level: str = "info") -> None:
     for name in ("agentos", "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
+        if name == "uvicorn":
+            # Filters of a logger do not see what its children log.
+            logging.getLogger("uvicorn.error").addFilter(_is_ours)
         logger.propagate = False
         logger.setLevel(level.upper() if name == "agentos" else "WARNING")

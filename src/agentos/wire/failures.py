@@ -26,6 +26,9 @@ from agentos.wire.messages import ActorSpecifier, Error, HttpResponseError
 _OWN_GROUP: Final = "agentos"
 """The group of codes that have no dot."""
 
+_LONGEST_TEXT: Final = 2000
+"""Characters of a message, or of a text in its details."""
+
 _RETRIED: Final[dict[str, frozenset[str]]] = {
     "actor": frozenset(
         (
@@ -75,7 +78,15 @@ def failure_of(error: BaseException) -> tuple[str, str, str, dict[str, Any] | No
         group, code = _OWN_GROUP, group
     if is_retried(group, code, error.message):
         group, code = _OWN_GROUP, f"{group}_{code}"
-    return group, code, error.message, error.details or None
+    details = {name: _cut(one) for name, one in error.details.items()}
+    return group, code, _cut(error.message), details or None
+
+
+def _cut(value: Any) -> Any:
+    """Text that quotes what a client sent is as long as what it sent: that much is not sent back."""
+    if isinstance(value, str) and len(value) > _LONGEST_TEXT:
+        return f"{value[: _LONGEST_TEXT - 40]}... ({len(value)} characters)"
+    return value
 
 
 def error_message(error: BaseException, action_id: int | None, actor: ActorSpecifier | None = None) -> Error:

@@ -10,6 +10,7 @@ from agentos.errors import (
     InvalidRequest,
     LimitExceeded,
     ProcessNotFound,
+    ShellNotFound,
     Unauthorized,
     UnknownError,
     file_error,
@@ -131,3 +132,13 @@ def test_errors_of_closes() -> None:
         assert isinstance(failures.error_of_close(1006, reason), ConnectionLost)
     assert not failures.reconnects("guard.actor_ready_timeout")
     assert failures.reconnects("actor.not_found#ray")
+
+
+def test_what_a_client_sent_is_not_sent_back_at_length() -> None:
+    """Neither in the message nor in its details."""
+    _, _, message, details = failures.failure_of(ShellNotFound.of("x" * 10_000_000))
+    assert message.startswith("Shell not found: xxx")
+    assert len(message) < 2100
+    assert details is not None
+    assert len(details["shellId"]) < 2100
+    assert "10000000 characters" in details["shellId"]
