@@ -52,6 +52,7 @@ def test_a_ready_vm_takes_the_name_of_the_directory(run: Any, tmp_path: Path) ->
             async with VM(spec=spec(tmp_path / "mine"), host=host) as vm:
                 assert (await vm.exec("cat f")).stdout == "content\n"
         assert os.listdir(tmp_path) == ["mine"]
+        await host.close()  # closed twice, it closes nothing that is somebody else's by now
 
     run(main)
 

@@ -152,7 +152,8 @@ class Pool:
         with self._lock:
             self._open = False
         with self._filling, self._lock:
-            return [raw for shelf in self._shelves for raw in shelf.vms]
+            shelves, self._shelves = self._shelves, []
+        return [raw for shelf in shelves for raw in shelf.vms]
 
     def ready(self) -> list[RawVm]:
         """Those that are ready."""
