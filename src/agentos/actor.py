@@ -11,32 +11,22 @@ import contextlib
 import inspect
 import logging
 import time
-import uuid
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from agentos.errors import AgentOSError, VmNotFound
 from agentos.host import Host
-from agentos.machine.output import OutputLog
 from agentos.machine.process import Process
 from agentos.machine.shell import Shell
 from agentos.machine.vm import VM
 from agentos.model import LimitReached, VmSpec
 from agentos.store import ActorRecord, Store
+from agentos.streams import Stream, Streams
 from agentos.wire.keys import Key
 
 log = logging.getLogger("agentos.server")
-
-REPLAY_SECONDS: Final = 5.0
-"""A subscriber gets the output of a process or shell from its first byte if that started so recently."""
-
-RESUME_SECONDS: Final = 60.0
-"""So long after its end, a client that was cut off gets the rest of a stream when it comes back."""
-_MOST_ENDED: Final = 256
-"""Ended streams of one actor that are kept for that."""
 
 ShutdownReason = Literal["sleep", "destroy", "error"]
 
@@ -74,29 +64,6 @@ class VmKind:
     on_before_connect: Callable[[Connecting], Awaitable[None] | None] | None = None
     on_boot: Callable[[Booted], Awaitable[None] | None] | None = None
     on_shutdown: Callable[[Booted, ShutdownReason], Awaitable[None] | None] | None = None
-
-
-class Stream:
-    """The output of one process or shell, as subscribers see it."""
-
-    def __init__(self, source: Process | Shell, serial: int) -> None:
-        self.source = source
-        self.serial = serial
-        """Its number among the actor's streams, never used again, as a pid may be."""
-        self.is_shell = isinstance(source, Shell)
-        self.scope = "shell" if self.is_shell else "process"
-        self.id: int | str = source.shell_id if isinstance(source, Shell) else source.pid
-        self.started = time.monotonic()
-
-    @property
-    def log(self) -> OutputLog:
-        """Where its output is."""
-        return self.source.log
-
-    @property
-    def recent(self) -> bool:
-        """Whether a new subscriber gets it from its first byte."""
-        return time.monotonic() - self.started < REPLAY_SECONDS
 
 
 class Listener(Protocol):
@@ -141,15 +108,7 @@ class Actor:
         self.record = record
         self.kind = kind
         self.listeners: set[Listener] = set()
-        self.streams: dict[Stream, None] = {}
-        """Those that run, and the newest that ended: a client that was cut off comes back for their rest."""
-        self.epoch = uuid.uuid4().hex
-        """Within it, streams' numbers are valid."""
-        self.last_serial = 0
-        self.pages: dict[Any, Any] = {}
-        """Encoded parts of streams that several listeners are about to send."""
-        self._ended: deque[tuple[float, Stream]] = deque()
-        self._forgetting: asyncio.TimerHandle | None = None
+        self.streams = Streams()
         self.destroyed = False
         self._actors = actors
         self._vm: VM | None = None
@@ -268,9 +227,7 @@ class Actor:
 
     def _stream_started(self, source: Process | Shell) -> None:
         self._begin()
-        self.last_serial += 1
-        stream = Stream(source, self.last_serial)
-        self.streams[stream] = None
+        stream = self.streams.begin(source)
         for listener in list(self.listeners):
             listener.stream_started(stream)
         log.debug("%s started", stream.scope, extra={**self.labels(), "pid": source.pid})
@@ -278,21 +235,7 @@ class Actor:
     def _stream_ended(self, source: Process | Shell) -> None:
         self._end()
         log.debug("exited", extra={**self.labels(), "pid": source.pid, "exit_code": source.exit_code})
-        stream = next((one for one in self.streams if one.source is source), None)
-        if stream is not None:
-            self._ended.append((time.monotonic() + RESUME_SECONDS, stream))
-            self._forget_ended()
-
-    def _forget_ended(self) -> None:
-        now = time.monotonic()
-        while self._ended and (len(self._ended) > _MOST_ENDED or self._ended[0][0] <= now):
-            self.streams.pop(self._ended.popleft()[1], None)
-        if self._forgetting is not None:
-            self._forgetting.cancel()
-            self._forgetting = None
-        if self._ended:
-            left = self._ended[0][0] - now
-            self._forgetting = asyncio.get_running_loop().call_later(left, self._forget_ended)
+        self.streams.end(source)
 
     def _vm_stopped(self, vm: VM) -> None:
         if self._vm is not vm:

@@ -25,10 +25,12 @@ MAY_IMPORT = {
     "conversions": {"wire", "model", "errors"},
     "actions": {"conversions", "host", "machine", "model", "errors"},
     "store": {"wire", "model", "errors"},
-    "actor": {"store", "actions", "conversions", "wire", "host", "machine", "model", "errors"},
+    "streams": {"machine", "model", "errors"},
+    "actor": {"streams", "store", "actions", "conversions", "wire", "host", "machine", "model", "errors"},
     "actors": {"actor", "store", "wire", "host", "model", "errors"},
     "registry": {"actor", "actors", "server", "store", "host", "model", "network", "errors"},
     "server": {
+        "streams",
         "",
         "network",
         "actor",

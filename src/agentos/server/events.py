@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from agentos.actor import Actor, Stream
+from agentos.actor import Actor
 from agentos.server.pages import EXIT, OUTPUT, encoded_page, exit_payload, gap_payload
 from agentos.server.settings import Counters
+from agentos.streams import Stream
 from agentos.wire.connection import ServerConnection
 from agentos.wire.encodings import Frame
 from agentos.wire.positions import Resumption
@@ -72,7 +73,7 @@ class Subscriber:
         """Be told nothing any more."""
         self._actor.listeners.discard(self)
         if len(self._actor.listeners) < 2:
-            self._actor.pages.clear()
+            self._actor.streams.pages.clear()
         if self._settle is not None:
             self._settle.cancel()
         for task in self.tasks:
@@ -86,9 +87,9 @@ class Subscriber:
     def resume(self, before: Resumption | None) -> dict[str, Any]:
         """Begin where another connection of the client was cut off; what it is told of where that is."""
         self._positions = True
-        actor = self._actor
-        same = before if before is not None and before.epoch == actor.epoch else None
-        for stream in list(actor.streams):
+        streams = self._actor.streams
+        same = before if before is not None and before.epoch == streams.epoch else None
+        for stream in streams:
             if same is not None and stream not in self._followers:
                 self._followers[stream] = _resumed(stream, same)
             else:
@@ -98,7 +99,7 @@ class Subscriber:
             for stream, follower in self._followers.items()
             if not follower.told_exit
         ]
-        return {"epoch": actor.epoch, "after": actor.last_serial, "positions": known}
+        return {"epoch": streams.epoch, "after": streams.last, "positions": known}
 
     def _begin(self, stream: Stream) -> _Follower:
         follower = self._followers.get(stream)
@@ -110,7 +111,7 @@ class Subscriber:
 
     def _follow_all(self) -> None:
         self._settle = None
-        for stream in list(self._actor.streams):
+        for stream in self._actor.streams:
             self._follow(stream)
 
     # -- what the actor tells

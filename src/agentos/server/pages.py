@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from agentos.actor import Actor, Stream
+from agentos.actor import Actor
 from agentos.model import OutputChunk
+from agentos.streams import Stream
 from agentos.wire.encodings import Encoding, Frame
 from agentos.wire.messages import Event
 
@@ -30,7 +31,8 @@ class Page:
 def encoded_page(actor: Actor, stream: Stream, cursor: int, encoding: Encoding, *, positions: bool) -> Page:
     """What follows `cursor`; with `positions` for a client that can go on from there after it was cut off."""
     key = (stream.serial, cursor, encoding, positions)
-    page: Page | None = actor.pages.get(key)
+    pages: dict[Any, Page] = actor.streams.pages
+    page = pages.get(key)
     if page is None:
         read = stream.log.peek(cursor, PAGE_BYTES)
         position = cursor + read.skipped
@@ -43,9 +45,9 @@ def encoded_page(actor: Actor, stream: Stream, cursor: int, encoding: Encoding, 
             frames.append(encoding.encode_frame(Event(OUTPUT[stream.scope], (payload,))))
         page = Page(tuple(frames), read.cursor, read.skipped)
         if len(actor.listeners) > 1:
-            while len(actor.pages) >= _SHARED_PAGES:
-                del actor.pages[next(iter(actor.pages))]
-            actor.pages[key] = page
+            while len(pages) >= _SHARED_PAGES:
+                del pages[next(iter(pages))]
+            pages[key] = page
     return page
 
 
