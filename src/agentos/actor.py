@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from agentos.conversions import write_value
 from agentos.errors import AgentOSError, VmNotFound
 from agentos.host import Host
 from agentos.machine.process import Process
@@ -247,11 +248,7 @@ class Actor:
 
     def _limit_reached(self, reached: LimitReached) -> None:
         self._actors.on_limit(reached.limit)
-        told = {"limit": reached.limit, "value": reached.value, "message": reached.message}
-        known = {"pid": reached.pid, "command": reached.command}
-        self._announce(
-            "limitReached", told | {name: value for name, value in known.items() if value is not None}
-        )
+        self._announce("limitReached", write_value(reached))
         log.warning("limit reached", extra={**self.labels(), "limit": reached.limit, "pid": reached.pid})
 
     def _announce(self, event: str, payload: dict[str, Any]) -> None:

@@ -83,6 +83,7 @@ STANDARD_INSIDE = {
 MAY_FORK = {
     "machine/seed.py", "machine/boot.py", "machine/zygote.py", "machine/identity.py", "machine/confinement.py",
     "machine/reserve.py",
+    "machine/probes.py",
 }  # fmt: skip
 MOST_LINES = 400
 LONGER = {
@@ -91,6 +92,7 @@ LONGER = {
     "machine/vm.py": "every verb of the contract, each a few lines with its docstring",
     "machine/link.py": "one VM's channel, spawners and launches: they share their state",
     "model.py": "values only",
+    "actor.py": "one actor's whole life: its steps share its state",
 }
 
 
