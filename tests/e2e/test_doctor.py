@@ -117,7 +117,9 @@ def test_no_user_namespaces_left() -> None:
 
 def test_a_proc_with_covered_parts() -> None:
     """As in a container: an ordinary user may not mount another there, and is told so."""
-    script = 'mount --bind /dev/null /proc/version && exec unshare --user --map-user=1000 "$@"'
+    script = (
+        'mount --bind /dev/null /proc/version && exec unshare --user --map-user=1000 --map-group=1000 "$@"'
+    )
     command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", *DOCTOR]
     by_name = run(command, 1)
     assert by_name["user namespaces"]["ok"]

@@ -22,7 +22,6 @@ from agentos.host import Host
 from agentos.machine import start
 from agentos.machine.disk import Disks
 from agentos.machine.factory import Factory
-from agentos.server.serve import default_data_dir
 
 HOST, VMS, LIMITS, PROMISES = "This host", "A VM, booted for this", "Limits", "What follows"
 MODES = {
@@ -101,7 +100,8 @@ def _of_probes(probed: Mapping[str, Mapping[str, Any]]) -> list[Check]:
     checks = [
         Check(
             HOST, "user namespaces", namespaces["ok"],
-            namespaces["detail"] or "made, and of use", _forbidden(int(namespaces["errno"])), required=True,
+            namespaces["detail"] or "made, and of use",
+            _forbidden(int(namespaces["errno"])) or "see docs/rootless.md and docs/containers.md", required=True,
         )
     ]  # fmt: skip
     told = {
@@ -250,6 +250,8 @@ def _of_limits(factory: Factory, descriptors: int) -> list[Check]:
             "sysctl -w kernel.pty.max=65536",
         )
     )  # fmt: skip
+    from agentos.server.serve import default_data_dir  # slow to import, for a command that need not run
+
     directory = default_data_dir()
     while not directory.is_dir():
         directory = directory.parent
