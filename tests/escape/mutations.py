@@ -52,18 +52,13 @@ DEFENCES: dict[str, tuple[Edit, ...]] = {
             "syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)",
         ),
     ),
+    # With what Python does of itself.
     "default signals": (
-        (
-            "machine/seed.py",
-            "            privileges.default_signals()\n            privileges.set_undumpable()\n",
-            # As Python starts.
-            "            signal.signal(signal.SIGINT, lambda *_: os._exit(1))\n"
-            "            privileges.set_undumpable()\n",
-        ),
+        ("machine/seed.py", "    privileges.default_signals()\n    requests", "    requests"),
     ),
     "user namespace": (
-        ("machine/seed.py", "        syscalls.unshare(syscalls.CLONE_NEWUSER)\n", ""),
-        ("machine/seed.py", 'if message["owner"] is not None:', "if False:"),
+        ("machine/seed.py", "    syscalls.unshare(syscalls.CLONE_NEWUSER)\n", ""),
+        ("machine/seed.py", "if owner >= 0:", "if False:"),
         (
             "machine/identity.py",
             "        line = self.map_line(slot)\n",
@@ -82,7 +77,7 @@ DEFENCES: dict[str, tuple[Edit, ...]] = {
             "        return 0, AGENTOS",
         ),
     ),
-    "user of its own": (("machine/seed.py", 'if message["owner"] is not None:', "if False:"),),
+    "user of its own": (("machine/seed.py", "if owner >= 0:", "if False:"),),
     "ids of its own": (
         ("machine/identity.py", "{self.first + slot * RANGE} {self.count}", "{self.first} {self.count}"),
     ),
@@ -101,7 +96,7 @@ DEFENCES: dict[str, tuple[Edit, ...]] = {
     "pid namespace": (
         ("machine/seed.py", "    | syscalls.CLONE_NEWPID\n", ""),
         # Not a part of it, but what would stop this whole machine.
-        ("machine/init.py", "                _kill(-1, signal.SIGSTOP)\n", ""),
+        ("machine/init.py", "        _kill(-1, signal.SIGSTOP)\n", "        return []\n"),
     ),
     "network namespace": (
         ("machine/seed.py", "    | syscalls.CLONE_NEWNET\n", ""),
@@ -129,14 +124,14 @@ DEFENCES: dict[str, tuple[Edit, ...]] = {
     "usr layered or read-only": (
         (
             "machine/plan.py",
-            'steps.append(_bind(path, root + path, ["ro", "nosuid", "nodev"]))',
-            "steps.append(_bind(path, root + path, []))",
+            'steps.append(_bind_host(path, root + path, ["ro", "nosuid", "nodev"]))',
+            "steps.append(_bind_host(path, root + path, []))",
         ),
     ),
     "mount targets without symlinks": (
         (
             "machine/boot.py",
-            "mounts.make_target(path, directory=os.path.isdir(like))",
+            "mounts.make_target(path, directory=stat.S_ISDIR(os.fstat(self.prepared[0]).st_mode))",
             "os.makedirs(path, exist_ok=True)",
         ),
     ),
@@ -157,7 +152,7 @@ DEFENCES: dict[str, tuple[Edit, ...]] = {
             '_bind("/dev/pts", f"{root}/dev/pts", [])',
         ),
     ),
-    "terminals counted": (("machine/plan.py", ', "max": str(TERMINALS)', ""),),
+    "terminals counted": (("machine/plan.py", ', "max": str(spec.limits.terminals)', ""),),
     "empty /sys": (
         (
             "machine/plan.py",
@@ -169,8 +164,8 @@ DEFENCES: dict[str, tuple[Edit, ...]] = {
         ("machine/factory.py", "pass_fds=[theirs.fileno()],", "pass_fds=[theirs.fileno(), 900],"),
         (
             "machine/seed.py",
-            "os.closerange(start, 1 << 20)",
-            "os.closerange(start, 900), os.closerange(901, 1 << 20)",
+            "closerange(_BOOTED + 1, 1 << 20)",
+            "closerange(_BOOTED + 1, 900), closerange(901, 1 << 20)",
         ),
         (
             "machine/confinement.py",
