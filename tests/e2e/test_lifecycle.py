@@ -20,6 +20,7 @@ from e2e_support import (
     descendants,
     ended,
     host_processes,
+    one_id,
     open_descriptors,
     parent_of,
     rss_bytes,
@@ -105,7 +106,7 @@ def test_the_process_table_is_that_of_the_vm(in_vm: Any) -> None:
         table = {one.pid: one for one in await vm.all_processes()}
         assert table[process.pid].managed
         assert table[process.pid].driver == "native"
-        assert table[root.pid].user == "root"
+        assert table[root.pid].user == ("agentos" if await one_id(vm) else "root")
         (child,) = [one for one in table.values() if one.ppid == process.pid]
         assert (child.driver, child.user, child.cwd, child.managed) == ("python", "agentos", "/tmp", False)
         assert child.rss_bytes > 0

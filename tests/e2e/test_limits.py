@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from attacks import ATTACKS, BY_NAME, LIMITS, Attack
-from e2e_support import Transcript, as_root, commands, open_descriptors, still_works
+from e2e_support import Transcript, as_root, commands, one_id, open_descriptors, still_works
 
 from agentos import VM, Limits
 from agentos.errors import LimitExceeded
@@ -329,8 +329,9 @@ def test_attacks_are_contained(in_vm: Any, attack: Attack) -> None:
 
     async def body(vm: VM) -> None:
         if attack.needs_cgroup and "memory" not in _enforced(vm):
-            pytest.skip("nothing limits the memory of a whole VM here")
-        await vm.exec("true")
+            pytest.skip("without a cgroup nothing limits the memory of a whole VM")
+        if attack.name == "stopping_signals" and await one_id(vm):
+            pytest.skip("what has the guest's id it can signal for ever: only root can give the rest others")
         process = await vm.spawn("python3", ["-c", attack.source], timeout=20)
         if attack.says_full:
             await Transcript(process).until(b"full")

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e_support import has_disks
+from e2e_support import as_root
 
 from agentos import VM, Host, Limits
 from agentos.errors import BootFailed, NoSpace
 from agentos.machine.disk import Disks
 from agentos.model import MIB, VmSpec
-
-needs_disks = pytest.mark.skipif(not has_disks(), reason="only root can mount a disk")
 
 
 def spec(path: Path, **limits: int) -> VmSpec:
@@ -89,7 +87,7 @@ def test_another_kind_is_not_served_by_the_pool(run: Any, tmp_path: Path) -> Non
     run(main)
 
 
-@needs_disks
+@as_root
 def test_disk_bytes_hold(run: Any, tmp_path: Path) -> None:
     """A full disk is ENOSPC inside and NoSpace for a file action; after a deletion there is room again."""
 
@@ -107,7 +105,7 @@ def test_disk_bytes_hold(run: Any, tmp_path: Path) -> None:
     run(main)
 
 
-@needs_disks
+@as_root
 def test_disk_files_hold(run: Any, tmp_path: Path) -> None:
     """A VM makes as many files as it may, and the host hardly notices."""
 
@@ -120,7 +118,7 @@ def test_disk_files_hold(run: Any, tmp_path: Path) -> None:
     run(main)
 
 
-@needs_disks
+@as_root
 def test_what_is_deleted_is_given_back(run: Any, tmp_path: Path) -> None:
     """The host's disk holds no more for a VM than the VM has."""
 
@@ -135,7 +133,7 @@ def test_what_is_deleted_is_given_back(run: Any, tmp_path: Path) -> None:
     run(main)
 
 
-@needs_disks
+@as_root
 def test_a_disk_serves_one_vm(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second is told, and the first has lost nothing."""
     monkeypatch.setattr("agentos.machine.disk._IN_USE_SECONDS", 0.1)
@@ -149,7 +147,7 @@ def test_a_disk_serves_one_vm(run: Any, tmp_path: Path, monkeypatch: pytest.Monk
     run(main)
 
 
-@needs_disks
+@as_root
 def test_no_loop_device_stays(run: Any, tmp_path: Path) -> None:
     """Nor does a mount, whichever way a VM ended."""
 
