@@ -109,6 +109,9 @@ class Link:
             if frame is not None:
                 await self._send(frame)
             return await answer
+        except asyncio.CancelledError:
+            self._send_soon(self._state.cancel(action_id))
+            raise
         finally:
             self._answers.pop(action_id, None)
             self._state.forget(action_id)

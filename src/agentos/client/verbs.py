@@ -60,7 +60,8 @@ class Verbs:
         (`on_leader_exit` "drain"), is waited for ("wait") or killed ("kill"). `timeout`, `idle_timeout` (no
         output) and `cpu_timeout` end the command with every descendant; the result has the output so far
         and the `reason`. Output beyond `max_output_bytes` of a stream is dropped, and said to be. stdin is
-        empty unless given. A command that bash can not find has exit code 127.
+        empty unless given. A command that bash can not find has exit code 127. Cancelling the call ends the command
+        with every descendant. It is never asked for a second time by itself: ConnectionLost where no answer came.
         """
         result: ExecResult = await self._ask(
             "exec",

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from agentos.actor import Actor
-from agentos.errors import AgentOSError, InternalError
+from agentos.errors import AgentOSError, InternalError, InvalidRequest
 from agentos.server.calls import Calls, off_loop, weight
 from agentos.server.events import Subscriber
 from agentos.server.http import Receive, Send
 from agentos.server.metrics import Metrics
 from agentos.server.settings import Settings
-from agentos.wire.connection import ActionCalled, Refused, ServerConnection, Subscribed
+from agentos.wire.connection import CANCEL, ActionCalled, Refused, ServerConnection, Subscribed
 from agentos.wire.encodings import Encoding, Frame
 from agentos.wire.failures import DESTROYED, MALFORMED, Close
 from agentos.wire.keys import serialize_key
@@ -25,6 +26,12 @@ from agentos.wire.positions import RESUME, read_resumption
 _CLOSE_SECONDS = 2.0
 _LAST_SECONDS = 1.0
 """For calls in flight to be answered before the connection is closed."""
+
+
+class Cancelled(AgentOSError):
+    """The action was ended by its own client."""
+
+    code = "request.cancelled"
 
 
 class Connection:
@@ -53,6 +60,8 @@ class Connection:
         self._unsent = 0
         self._taken = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._acting: dict[int, asyncio.Task[None]] = {}
+        """Actions that have not come to their result, by id."""
         self._ending: asyncio.Future[Close | None] = asyncio.get_running_loop().create_future()
         self._subscriber = Subscriber(
             actor, self._core, self._send, metrics.counters, lambda: self.end(DESTROYED)
@@ -108,36 +117,56 @@ class Connection:
 
     async def _take(self, frame: Frame) -> None:
         received = await off_loop(len(frame), self._core.receive, frame)
-        if isinstance(received, ActionCalled) and received.name == RESUME:
-            self._spawn(self._send(self._resume(received)))
+        if isinstance(received, ActionCalled) and received.name in (RESUME, CANCEL):
+            do = self._resume if received.name == RESUME else self._cancel
+            self._spawn(self._send(self._answer(received, do)))
         elif isinstance(received, ActionCalled):
-            self._spawn(self._act(received))
+            self._acting[received.id] = self._spawn(self._act(received))
         elif isinstance(received, Refused):
             self._spawn(self._send(self._core.fail(received.action_id, received.error)))
         elif isinstance(received, Subscribed):
             self._subscriber.subscribed(received.name)
 
-    def _resume(self, called: ActionCalled) -> Frame:
-        # Not a task of its own: it has to be done before the subscriptions that follow are heard.
+    def _answer(self, called: ActionCalled, do: Callable[[tuple[Any, ...]], Any]) -> Frame:
+        """Of an action that is about the connection itself: it is done before the next frame is looked at."""
         try:
-            return self._core.respond(called.id, self._subscriber.resume(read_resumption(called.args)))
+            return self._core.respond(called.id, do(called.args))
         except AgentOSError as error:
             return self._core.fail(called.id, error)
 
-    def _spawn(self, work: Any) -> None:
+    def _resume(self, args: tuple[Any, ...]) -> dict[str, Any]:
+        return self._subscriber.resume(read_resumption(args))
+
+    def _cancel(self, args: tuple[Any, ...]) -> None:
+        if len(args) != 1 or not isinstance(args[0], int) or isinstance(args[0], bool):
+            raise InvalidRequest.argument("arguments of cancelAction", args, "the id of an action")
+        task = self._acting.pop(args[0], None)
+        if task is not None:
+            task.cancel()
+            self._spawn(self._send(self._core.fail(args[0], Cancelled("the client cancelled the action"))))
+
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _act(self, called: ActionCalled) -> None:
         try:
-            output = await self._calls.perform(self._actor, called.name, called.args, self._origin)
+            output = await self._perform(called)
             frame = await off_loop(weight(output), self._core.respond, called.id, output)
         except AgentOSError as error:
             frame = self._core.fail(called.id, error)
         except Exception:
             frame = self._core.fail(called.id, InternalError("An internal error occurred"))
         await self._send(frame)
+
+    async def _perform(self, called: ActionCalled) -> Any:
+        try:
+            return await self._calls.perform(self._actor, called.name, called.args, self._origin)
+        finally:
+            # From here on it is answered, and not to be cancelled any more.
+            self._acting.pop(called.id, None)
 
     async def _send(self, frame: Frame) -> None:
         """Send a frame; returns when the socket takes more. What cannot be sent ends the connection."""

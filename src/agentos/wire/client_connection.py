@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from agentos.errors import AgentOSError
+from agentos.wire.connection import CANCEL
 from agentos.wire.encodings import Encoding, Frame
 from agentos.wire.failures import error_of
 from agentos.wire.malformed import FROM_SERVER, Bounds, unwanted
@@ -95,6 +96,15 @@ class ClientConnection:
         """Nobody waits for this action any more: it is not sent if it was not yet, its answer is ignored."""
         self._waiting.pop(action_id, None)
         self._in_flight.discard(action_id)
+
+    def cancel(self, action_id: int) -> Frame | None:
+        """As `forget`; the frame to send so that the server ends the action too, if it was sent."""
+        sent = action_id in self._in_flight
+        self.forget(action_id)
+        if not sent:
+            return None
+        number, self._next_id = self._next_id, self._next_id + 1
+        return self.encoding.encode_frame(ActionRequest(number, CANCEL, (action_id,)))
 
     def subscribe(self, name: str) -> Frame | None:
         """Count one more listener; the frame to send, if it is the first one and the connection is open."""

@@ -15,6 +15,11 @@ from agentos.wire.failures import error_message
 from agentos.wire.malformed import FROM_CLIENT, Bounds, MalformedMessage, malformed, unwanted
 from agentos.wire.messages import ActionRequest, ActionResponse, ActorSpecifier, Event, Init
 
+CANCEL: Final = "cancelAction"
+"""An addition to the protocol: the action that ends another action of its connection, whose id is its argument.
+
+That one fails with request.cancelled, unless it has ended by then.
+"""
 MOST_IN_FLIGHT: Final = 1024
 """Actions of one connection that are not answered yet."""
 MOST_SUBSCRIPTIONS: Final = 1024

@@ -326,16 +326,28 @@ def test_a_spawn_whose_first_caller_has_gone(url: str) -> None:
     with_agent(url, work)
 
 
-def test_cancelling_ends_what_was_asked(url: str) -> None:
-    """A command whose caller has gone is gone too."""
+@pytest.mark.parametrize("way", ["HTTP", "WebSocket"])
+def test_cancelling_ends_what_was_asked(url: str, way: str) -> None:
+    """A command whose caller has gone is gone too, with its descendants; the connection goes on."""
 
     async def work(agent: Agent) -> None:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.3):
-                await agent.exec("sleep 1000")
-        async with asyncio.timeout(5):
-            while await agent.all_processes():  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+        async with agent.connect() as connection:
+            vm = agent if way == "HTTP" else connection
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await vm.exec("setsid sleep 1000 & sleep 1000")
+            async with asyncio.timeout(5):
+                while await agent.all_processes():  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            assert (await vm.exec("echo on")).stdout == "on\n"
+            process = await vm.spawn("sleep", ["1000"])
+            for call in (process.wait(), process.read_output(0, wait=20)):
+                task = asyncio.ensure_future(call)
+                await asyncio.sleep(0.05)
+                task.cancel()
+                await asyncio.wait({task})
+            assert (await process.info()).running
+            await process.kill()
 
     with_agent(url, work)
 

@@ -288,6 +288,31 @@ def test_shell_events(server: Any) -> None:
     asyncio.run(scene())
 
 
+def test_an_action_that_is_cancelled(server: Any) -> None:
+    """It fails with a code that says so, its command ends; an unknown id and nonsense change nothing."""
+
+    async def scene() -> None:
+        async with connected(server, "cancel") as caller:
+            sleeping = await caller.send("exec", "sleep 1000")
+            await asyncio.sleep(0.1)
+            cancelling = await caller.send("cancelAction", sleeping)
+            answers = [await caller.receive(), await caller.receive()]
+            assert ActionResponse(cancelling, None) in answers
+            (failed,) = [one for one in answers if isinstance(one, Error)]
+            assert (failed.action_id, failed.group, failed.code) == (sleeping, "request", "cancelled")
+            while await caller.call("allProcesses"):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+            assert await caller.call("cancelAction", 12345) is None
+            assert await caller.call("cancelAction", sleeping) is None
+            for args in ((), ("1",), (True,), (1, 2)):
+                number = await caller.send("cancelAction", *args)
+                refused = await caller.receive()
+                assert isinstance(refused, Error)
+                assert (refused.action_id, refused.code) == (number, "invalid")
+
+    asyncio.run(scene())
+
+
 def test_destroy_over_a_connection_is_answered(server: Any) -> None:
     """Before the connection is closed, as is all that was told of its processes."""
 

@@ -117,6 +117,23 @@ def test_reconnection(encoding: Encoding) -> None:
     assert client.give_up() == (5,)
 
 
+def test_cancelling(encoding: Encoding) -> None:
+    """What was sent is taken back at the server, what was not is never sent; nobody waits for answers."""
+    server, client = _server(encoding), ClientConnection(encoding)
+    number, _ = client.call("exec", ())
+    assert client.cancel(number) is None
+    opened = client.receive(server.start())
+    assert isinstance(opened, Opened)
+    assert len(opened.frames) == 1
+    number, _ = client.call("exec", ())
+    received = server.receive(_sent(client.cancel(number)))
+    assert isinstance(received, ActionCalled)
+    assert (received.name, received.args) == ("cancelAction", (number,))
+    for one in (number, received.id):
+        assert client.receive(server.respond(one, None)) is None
+    assert client.cancel(number) is None
+
+
 def test_error_without_id(encoding: Encoding) -> None:
     """It fails all actions in flight and leaves the connection usable."""
     server, client = _server(encoding), ClientConnection(encoding)
