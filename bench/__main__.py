@@ -26,6 +26,7 @@ SUBJECTS = {
     "throughput": "throughput",
     "terminal": "terminal",
     "newkey": "newkey",
+    "network": "network",
     "many": "density",
     "original": "original",
 }

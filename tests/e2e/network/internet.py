@@ -1,10 +1,10 @@
-"""A small internet in network namespaces of its own, and a host in it: runs one scene of `scenes` there.
+"""A small internet in network namespaces of its own, and a host in it: runs a program there.
 
-    python internet.py SCENE
+    python internet.py PROGRAM ARGUMENT...
 
-Two namespaces and a cable between them. In one is the host, whose process runs the scene and boots the VMs; in
+Two namespaces and a cable between them. In one is the host, whose process runs the program and boots the VMs; in
 the other are all the servers: names, web, echo, and some that no VM must ever reach. As an ordinary user the
-namespaces belong to a user namespace, and the scene is run without any privilege over them.
+namespaces belong to a user namespace, and the program is run without any privilege over them.
 """
 
 from __future__ import annotations
@@ -113,12 +113,11 @@ def ip_here(*arguments: str) -> None:
 
 
 def main() -> None:
-    """Lay the cable, start the servers, and become the scene."""
+    """Lay the cable, start the servers, and become the program."""
     become_a_host()
     keep = start_servers()
     os.set_inheritable(keep.fileno(), True)
-    strict = ["-X", "dev", "-W", "error"]
-    os.execv(sys.executable, [sys.executable, *strict, str(HERE / "scenes.py"), *sys.argv[1:]])
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 
 
 if __name__ == "__main__":

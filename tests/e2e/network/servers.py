@@ -164,7 +164,7 @@ def make_repository(directory: str) -> None:
 
 
 def serve_echo() -> None:
-    """Port 7 sends back what it gets, half-closed connections too; port 9 takes connections and reads nothing."""
+    """Port 7 sends back what it gets, half-closed connections too; port 9 reads nothing; port 19 sends without end."""
     echo = socket.create_server(("::", 7), family=socket.AF_INET6, dualstack_ipv6=True, backlog=512)
     deaf = socket.create_server(("::", 9), family=socket.AF_INET6, dualstack_ipv6=True, backlog=512)
     held = []
@@ -183,7 +183,20 @@ def serve_echo() -> None:
         while True:
             held.append(deaf.accept())
 
-    for serve in (echoes, hold):
+    source = socket.create_server(("::", 19), family=socket.AF_INET6, dualstack_ipv6=True)
+
+    def pour(sock: socket.socket) -> None:
+        block = bytes(1 << 20)
+        with sock, contextlib.suppress(ConnectionError):
+            while True:
+                sock.sendall(block)
+
+    def sources() -> None:
+        while True:
+            sock, _ = source.accept()
+            threading.Thread(target=pour, args=(sock,), daemon=True).start()
+
+    for serve in (echoes, hold, sources):
         threading.Thread(target=serve, daemon=True).start()
 
 

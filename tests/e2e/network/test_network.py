@@ -25,6 +25,7 @@ SCENES = {
 @pytest.mark.parametrize("scene", SCENES)
 def test_scene(scene: str) -> None:
     """Each scene is a process of its own, in namespaces of its own."""
-    command = [sys.executable, str(HERE / "internet.py"), scene]
+    strict = ["-X", "dev", "-W", "error"]
+    command = [sys.executable, str(HERE / "internet.py"), *strict, str(HERE / "scenes.py"), scene]
     done = subprocess.run(command, capture_output=True, text=True, timeout=140, check=False)
     assert (done.returncode, done.stdout) == (0, "done\n"), f"{SCENES[scene]}\n{done.stdout}\n{done.stderr}"
