@@ -24,7 +24,7 @@ _ATTRIBUTE = struct.Struct("=HH")
 _READ_BYTES = 32 * 1024
 
 # linux/rtnetlink.h
-_RTM_NEWADDR, _RTM_NEWROUTE, _RTM_GETROUTE = 20, 24, 26
+_RTM_NEWADDR, _RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 20, 24, 25, 26
 _RT_TABLE_MAIN = 254
 _RTPROT_STATIC = 4
 _RT_SCOPE_UNIVERSE, _RT_SCOPE_HOST = 0, 254
@@ -99,6 +99,16 @@ def new_address(address: str, prefix: int, index: int) -> Message:
 
 def new_route(kind: int, network: str, index: int, source: str) -> Message:
     """Keep what goes to `network`, such as 10.0.0.0/8, in this namespace (RTN_LOCAL), or refuse it (RTN_PROHIBIT)."""
+    payload = _route(kind, network, index, source)
+    return _RTM_NEWROUTE, _NLM_F_ACK | _NLM_F_CREATE | _NLM_F_EXCL, payload, f"route {network}"
+
+
+def delete_route(kind: int, network: str, index: int, source: str) -> Message:
+    """Take a route back that `new_route` made."""
+    return _RTM_DELROUTE, _NLM_F_ACK, _route(kind, network, index, source), f"route {network}"
+
+
+def _route(kind: int, network: str, index: int, source: str) -> bytes:
     address, _, prefix = network.partition("/")
     family, packed = _packed(address)
     scope = _RT_SCOPE_HOST if kind == RTN_LOCAL else _RT_SCOPE_UNIVERSE
@@ -107,7 +117,7 @@ def new_route(kind: int, network: str, index: int, source: str) -> Message:
     if kind == RTN_LOCAL:
         payload += attribute(_RTA_OIF, struct.pack("=I", index))
         payload += attribute(_RTA_PREFSRC, _packed(source)[1])
-    return _RTM_NEWROUTE, _NLM_F_ACK | _NLM_F_CREATE | _NLM_F_EXCL, payload, f"route {network}"
+    return payload
 
 
 def route_type(sock: socket.socket, address: str) -> int:
@@ -175,7 +185,8 @@ def _set(register: int, value: bytes) -> bytes:
 def divert_tcp(listener: tuple[str, int], own: Sequence[tuple[str, str]]) -> list[Message]:
     """Have the transparent `listener` accept every TCP connection to an address that is not one of `own`.
 
-    `own` are pairs of mask and address. It sees as its own address the one that was connected to.
+    `own` are pairs of mask and address. It sees as its own address the one that was connected to. To be sent in
+    one `batch`, with that of the other family if there is one.
     """
     family, address = _packed(listener[0])
     table, chain = b"agentos\0", b"divert\0"
@@ -191,16 +202,15 @@ def divert_tcp(listener: tuple[str, int], own: Sequence[tuple[str, str]]) -> lis
         _expression(b"tproxy", attribute(1, _u32(family)), attribute(2, _u32(1)), attribute(3, _u32(2))),
     ]
     hook = nested(4, attribute(1, _u32(_PREROUTING)), attribute(2, _u32(_MANGLE_PRIORITY)))
-    batch = struct.pack(">BBH", socket.AF_UNSPEC, 0, _NFTABLES)
+    chain_of_table = attribute(1, table) + attribute(3, chain) + hook + attribute(7, b"filter\0")
     return [
-        (_BATCH_BEGIN, 0, batch, "begin"),
         _nft(_NEWTABLE, family, attribute(1, table), "table"),
-        _nft(
-            _NEWCHAIN,
-            family,
-            attribute(1, table) + attribute(3, chain) + hook + attribute(7, b"filter\0"),
-            "chain",
-        ),
+        _nft(_NEWCHAIN, family, chain_of_table, "chain"),
         _nft(_NEWRULE, family, attribute(1, table) + attribute(2, chain) + nested(4, *rule), "rule"),
-        (_BATCH_END, 0, batch, "end"),
     ]
+
+
+def batch(messages: Sequence[Message]) -> list[Message]:
+    """`messages` to nf_tables as one change: all of it, or nothing."""
+    head = struct.pack(">BBH", socket.AF_UNSPEC, 0, _NFTABLES)
+    return [(_BATCH_BEGIN, 0, head, "begin"), *messages, (_BATCH_END, 0, head, "end")]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 
 from agentos.linux import netlink
 
@@ -28,7 +29,7 @@ _OWN6 = [(_HOST_MASK6, "::1"), (_HOST_MASK6, ADDRESS6)]
 
 
 def open_outlets(routes: list[list[object]]) -> dict[str, socket.socket]:
-    """Name the sockets: `dns`, `dns-tcp`, `proxy`, and where connections can be diverted `tcp` and `tcp6`.
+    """Name the sockets: `dns`, `dns-tcp`, `proxy`; where connections can be diverted also `tcp`, `tcp6`, `routes`.
 
     `routes` are pairs of whether to accept and a network. Raises OSError.
     """
@@ -37,38 +38,63 @@ def open_outlets(routes: list[list[object]]) -> dict[str, socket.socket]:
         "dns-tcp": _listener(SERVICE, DNS_PORT),
         "proxy": _listener(SERVICE, PROXY_PORT),
     }
-    with (
-        netlink.open_socket(netlink.NETLINK_ROUTE) as route,
-        netlink.open_socket(netlink.NETLINK_NETFILTER) as nft,
-    ):
-        for name, service, own, address in (
-            ("tcp", SERVICE, _OWN, ADDRESS), ("tcp6", "::1", _OWN6, ADDRESS6),
-        ):  # fmt: skip
-            try:
-                made[name] = _divert(route, nft, service, own, address, routes)
-            except OSError:
-                # Nothing is half done for a family: without its routes, what the rules divert never comes.
-                continue
+    families = [("tcp", SERVICE, _OWN, ADDRESS), ("tcp6", "::1", _OWN6, ADDRESS6)]
+    while families:
+        try:
+            return made | _divert(families, routes)
+        except OSError:
+            families.pop()  # a kernel without IPv6, or at last without the rules
     return made
 
 
 def _divert(
-    route: socket.socket, nft: socket.socket, service: str, own: list[tuple[str, str]], address: str,
-    routes: list[list[object]],
-) -> socket.socket:  # fmt: skip
-    listener = _listener(service, DIVERT_PORT, transparent=True)
+    families: list[tuple[str, str, list[tuple[str, str]], str]], routes: list[list[object]]
+) -> dict[str, socket.socket]:
+    """All of it or nothing: the routes come last, and without them nothing comes to what was made before."""
+    made: dict[str, socket.socket] = {}
+    rules: list[netlink.Message] = []
+    ways: list[netlink.Message] = []
+    made["routes"] = netlink.open_socket(netlink.NETLINK_ROUTE)
     try:
-        netlink.transact(nft, netlink.divert_tcp((service, DIVERT_PORT), own))
-        messages = [netlink.new_address(address, 128 if ":" in address else 32, LOOPBACK)]
-        for accept, network in routes:
-            if (":" in str(network)) == (":" in address):
-                kind = netlink.RTN_LOCAL if accept else netlink.RTN_PROHIBIT
-                messages.append(netlink.new_route(kind, str(network), LOOPBACK, address))
-        netlink.transact(route, messages)
+        for name, service, own, address in families:
+            made[name] = _listener(service, DIVERT_PORT, transparent=True)
+            rules += netlink.divert_tcp((service, DIVERT_PORT), own)
+            ways.append(netlink.new_address(address, 128 if ":" in address else 32, LOOPBACK))
+            for accept, network in routes:
+                if (":" in str(network)) == (":" in address):
+                    kind = netlink.RTN_LOCAL if accept else netlink.RTN_PROHIBIT
+                    ways.append(netlink.new_route(kind, str(network), LOOPBACK, address))
+        with netlink.open_socket(netlink.NETLINK_NETFILTER) as nft:
+            netlink.transact(nft, netlink.batch(rules))
+        netlink.transact(made["routes"], ways)
     except BaseException:
-        listener.close()
+        for sock in made.values():
+            sock.close()
         raise
-    return listener
+    return made
+
+
+class Ways:
+    """The host's hand on a VM's routing table: single addresses that its programs may try to connect to."""
+
+    def __init__(self, routes: socket.socket) -> None:
+        self._routes = routes
+
+    def open(self, address: str) -> None:
+        """Let connections to it come as far as the host. Raises OSError."""
+        self._change(netlink.new_route, address)
+
+    def shut(self, address: str) -> None:
+        """Have the kernel refuse them again. Raises OSError."""
+        self._change(netlink.delete_route, address)
+
+    def _change(self, change: Callable[[int, str, int, str], netlink.Message], address: str) -> None:
+        network, source = (f"{address}/128", ADDRESS6) if ":" in address else (f"{address}/32", ADDRESS)
+        netlink.transact(self._routes, [change(netlink.RTN_LOCAL, network, LOOPBACK, source)])
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._routes.close()
 
 
 def _listener(address: str, port: int, *, transparent: bool = False) -> socket.socket:

@@ -31,7 +31,7 @@ from agentos.machine.files import Files
 from agentos.machine.image import shell_of
 from agentos.machine.jobs import BASH, Program, check_program, check_signal
 from agentos.machine.link import Link, Port
-from agentos.machine.outlets import PROXY_PORT, SERVICE
+from agentos.machine.outlets import PROXY_PORT, SERVICE, Ways
 from agentos.machine.output import DEFAULT_PAGE_BYTES, check_page
 from agentos.machine.pipes import Reader
 from agentos.machine.plainwords import plain_words
@@ -189,9 +189,11 @@ class VM:
         outlets, self.link.outlets = self.link.outlets, {}
         if "proxy" not in outlets:
             raise VmStopped("the VM's init ended", reason="error")
+        routes = outlets.pop("routes", None)
+        ways = Ways(routes) if routes is not None else None
         self._egress = Egress(
             self.spec.network, outlets, most=self.spec.limits.network_connections,
-            traffic=host.traffic, labels=self.labels,
+            traffic=host.traffic, labels=self.labels, ways=ways,
         )  # fmt: skip
         if "tcp" not in outlets:
             self.spec = replace(self.spec, env=proxy_env(SERVICE, PROXY_PORT) | dict(self.spec.env))

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from agentos.network.addresses import Address, parse
-from agentos.network.gate import Gate, Refused, Traffic
+from agentos.network.gate import Gate, Refused, Traffic, Ways
 from agentos.network.names import NameService
 from agentos.network.pace import Pace
 from agentos.network.proxy import serve_proxy
@@ -36,7 +36,7 @@ _KEEPALIVE_SECONDS: Final = 60
 
 
 class Egress:
-    """Serves one VM until `close`. `sockets` are those that the VM has handed out, by name; they are owned here."""
+    """Serves one VM until `close`. `sockets` are those that the VM has handed out, by name, owned here as `ways` is."""
 
     def __init__(
         self,
@@ -46,6 +46,7 @@ class Egress:
         most: int,
         traffic: Traffic,
         labels: Mapping[str, Any],
+        ways: Ways | None = None,
         resolver: Resolver | None = None,
     ) -> None:
         self._sockets = dict(sockets)
@@ -54,7 +55,7 @@ class Egress:
         self._tasks: set[asyncio.Task[None]] = set()
         for sock in self._sockets.values():
             sock.setblocking(False)
-        self.gate = Gate(network, traffic, labels)
+        self.gate = Gate(network, traffic, labels, ways)
         self.names = NameService(self.gate, resolver or Resolver(), self._sockets["dns"])
         serve = {
             "dns-tcp": self.names.serve_stream, "proxy": self._serve_proxy,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from agentos.linux import netlink
 from agentos.network.addresses import Address, is_forbidden
@@ -55,11 +56,27 @@ _REASONS: Final = {
 }
 
 
+class Ways(Protocol):
+    """The routes of a VM's own network namespace, one address at a time."""
+
+    def open(self, address: str) -> None:
+        """Let connections to it come as far as the host."""
+
+    def shut(self, address: str) -> None:
+        """Have the kernel refuse them again."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
 class Gate:
     """The decisions of one VM. `close` it in the end."""
 
-    def __init__(self, network: Network, traffic: Traffic, labels: Mapping[str, Any]) -> None:
+    def __init__(
+        self, network: Network, traffic: Traffic, labels: Mapping[str, Any], ways: Ways | None
+    ) -> None:
         self.network = network
+        self._ways = ways
         self.traffic = traffic
         self._labels = dict(labels)
         self._routes = netlink.open_socket(netlink.NETLINK_ROUTE)
@@ -67,8 +84,10 @@ class Gate:
         self._logged: set[tuple[str, str]] = set()
 
     def close(self) -> None:
-        """Let go of the socket that asks about routes."""
+        """Let go of what asks about routes, and of what sets the VM's."""
         self._routes.close()
+        if self._ways is not None:
+            self._ways.close()
 
     def check(self, address: Address, port: int, names: Iterable[str] = ()) -> None:
         """Raise Refused unless the VM may connect there now."""
@@ -92,6 +111,8 @@ class Gate:
             if self.network.may_show(one) and self._way_to(one) == netlink.RTN_UNICAST
         ]
         for one in found:
+            if one not in self._names:
+                self._open_way(one)
             names = self._names.setdefault(one, OrderedDict())
             self._names.move_to_end(one)
             names[name] = None
@@ -99,8 +120,25 @@ class Gate:
             while len(names) > _MOST_NAMES:
                 names.popitem(last=False)
         while len(self._names) > MOST_REMEMBERED:
-            self._names.popitem(last=False)
+            self._shut_way(self._names.popitem(last=False)[0])
         return found
+
+    def _has_way(self, address: Address) -> bool:
+        return self._ways is not None and self.network.is_by_name and not self.network.names_address(address)
+
+    def _open_way(self, address: Address) -> None:
+        """Let the VM's kernel pass on what goes to an address that a name has led to."""
+        if self._ways is not None and self._has_way(address):
+            try:
+                self._ways.open(str(address))
+            except OSError as error:
+                # The VM's kernel refuses the address then, which errs on the safe side.
+                self.warn(f"a VM's routes cannot be set: {error}")
+
+    def _shut_way(self, address: Address) -> None:
+        if self._ways is not None and self._has_way(address):
+            with contextlib.suppress(OSError):
+                self._ways.shut(str(address))
 
     def note(self, refused: Refused) -> None:
         """Count a refusal; log it where it is a new one."""

@@ -196,20 +196,33 @@ class Network:
         """Whether a VM may know that a name resolves to `address`: at some port it may be reached."""
         if is_forbidden(address):
             return False
-        return is_public(address) or any(
-            rule.network is not None and address in rule.network for rule in self.rules
-        )
+        return is_public(address) or self.names_address(address)
+
+    @property
+    def is_by_name(self) -> bool:
+        """Whether an address is reached only when a name has led to it."""
+        named = [rule.name for rule in self.rules if rule.name is not None]
+        return bool(named) and "*" not in named
+
+    def names_address(self, address: Address) -> bool:
+        """Whether a rule has this address in it, at some port."""
+        return any(rule.network is not None and address in rule.network for rule in self.rules)
 
     def routes(self) -> list[tuple[bool, str]]:
-        """What a VM's routing table should accept (True) or refuse: a coarse form, for quick and clear refusals."""
+        """What a VM's routing table should accept (True) or refuse: a coarse form, for quick and clear refusals.
+
+        What names lead to is not in it: see `is_by_name`.
+        """
         if not self:
             return []
         named = [rule.network for rule in self.rules if rule.network is not None]
         found: dict[AnyNetwork, bool] = {}
-        if self.mode == "host-egress" or any(rule.name is not None for rule in self.rules):
+        if self.mode == "host-egress" or any(rule.name == "*" for rule in self.rules):
             found = {ip_network(one): True for one in ("0.0.0.0/0", "2000::/3", "64:ff9b::/96")}
             for one in PRIVATE:
                 found[one] = any(_within(one, wider) for wider in named)
+        else:
+            found = {ip_network(one): False for one in ("0.0.0.0/0", "::/0")}
         found |= dict.fromkeys(named, True)
         found |= dict.fromkeys(FORBIDDEN, False)
         return [(accept, str(one)) for one, accept in found.items()]

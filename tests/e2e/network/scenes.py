@@ -20,7 +20,7 @@ from internet import DNS, HOST, HOST6, METADATA, OTHER, PRIVATE, WEB, WEB6  # no
 
 from agentos import VM, Host, Limits, Network  # noqa: E402
 from agentos.linux import netlink  # noqa: E402
-from agentos.network import egress  # noqa: E402
+from agentos.network import egress, gate  # noqa: E402
 
 SCENES: dict[str, Callable[[], Awaitable[None]]] = {}
 PROXY = "http://127.0.0.53:3128"
@@ -158,6 +158,40 @@ async def allow_list(vm: VM, host: Host) -> None:
     await fails(vm, "curl -sS http://10.1.2.4/", "connect")
     await fails(vm, f"curl -sS http://{DNS}/", "reset", "refused", "connect")
     assert host.traffic.refused["not-allowed"] >= 6, host.traffic
+
+
+@on_network(["*.example.com:80", "other.example.org:80", f"{PRIVATE}:7"])
+async def refused_by_the_kernel(vm: VM, host: Host) -> None:
+    """Where no name has led yet, connect(2) fails at once with EACCES; also where it is too long ago."""
+    gate.MOST_REMEMBERED = 3
+    code = f"""
+        import errno, socket
+        def reach(address, port=80):
+            try:
+                with socket.create_connection((address, port), 10):
+                    return "connected"
+            except OSError as error:
+                return errno.errorcode[error.errno]
+        places = ("{WEB}", "{WEB6}", "{OTHER}")
+        print(*(reach(one) for one in (*places, "{PRIVATE}", "8.8.8.8", "10.9.9.9", "{METADATA}")))
+        socket.getaddrinfo("web.example.com", 80)
+        print(*(reach(one) for one in places))
+        socket.getaddrinfo("other.example.org", 80)
+        print(*(reach(one) for one in places))
+        socket.getaddrinfo("many.example.com", 80)
+        print(*(reach(one) for one in places))
+        socket.getaddrinfo("web.example.com", 80)
+        print(*(reach(one) for one in places))
+        print(reach("{PRIVATE}", 7))
+    """
+    assert (await out(vm, python(code))).splitlines() == [
+        "EACCES EACCES EACCES connected EACCES EACCES EACCES",  # 10.1.2.3 has a port at which it is allowed
+        "connected connected EACCES",
+        "connected connected connected",
+        "EACCES EACCES EACCES",
+        "connected connected EACCES",
+        "connected",
+    ]
 
 
 @on_network([])
@@ -555,7 +589,7 @@ async def without_packet_rules() -> None:
         begin = vm._begin_egress
 
         def without(of: Host) -> None:
-            for name in ("tcp", "tcp6"):
+            for name in ("tcp", "tcp6", "routes"):
                 vm.link.outlets.pop(name).close()
             begin(of)
 
