@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import glob
 import os
@@ -14,7 +15,7 @@ from e2e_support import as_root
 from agentos import VM, Host, Limits
 from agentos.errors import BootFailed, NoSpace
 from agentos.machine.disk import Disks
-from agentos.model import MIB, VmSpec
+from agentos.model import MIB, LimitReached, VmSpec
 
 
 def spec(path: Path, **limits: int) -> VmSpec:
@@ -83,6 +84,36 @@ def test_another_kind_is_not_served_by_the_pool(run: Any, tmp_path: Path) -> Non
             async with VM(spec=theirs, host=host) as vm:
                 assert (await vm.exec("id -un; ulimit -n")).stdout == "root\n77\n"
             assert len(os.listdir(tmp_path)) >= 2
+
+    run(main)
+
+
+def test_without_a_disk_a_vm_is_held_to_its_limit_too(run: Any, tmp_path: Path) -> None:
+    """What writes on and on is killed, and told; files can be deleted, and then written again."""
+
+    async def main() -> None:
+        (tmp_path / "vm").mkdir()
+        (tmp_path / "vm" / "kept").touch()  # such a directory is used as it is
+        told: asyncio.Queue[LimitReached] = asyncio.Queue()
+        async with VM(spec=spec(tmp_path / "vm", disk_bytes=32 * MIB)) as vm:
+            vm.on_limit = told.put_nowait
+            left = await vm.spawn("sleep", ["1000"])
+            written = await vm.exec(
+                "while :; do dd if=/dev/zero of=big bs=1M count=8 oflag=append conv=notrunc; done"
+            )
+            assert (written.signal, written.exit_code) == ("SIGKILL", 137)
+            assert await left.wait() == 137
+            one = await told.get()
+            assert (one.limit, one.value) == ("disk_bytes", 32 * MIB)
+            with pytest.raises(NoSpace):
+                await vm.files.write_file("more", "text")
+            await vm.exec("rm big")
+            while True:
+                with contextlib.suppress(NoSpace):
+                    await vm.files.write_file("more", "text")
+                    break
+                await asyncio.sleep(0.05)
+            assert (await vm.exec("cat more")).stdout == "text"
 
     run(main)
 

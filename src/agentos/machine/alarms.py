@@ -26,6 +26,8 @@ _REMEDIES = {
     "memory_bytes": "the VM's processes wanted more memory than it has, and the kernel killed one",
     "processes": "the VM's processes wanted to be more than it may have",
     "terminals": "all terminals of the VM are open",
+    "disk_bytes": "the VM's files take up more than they may, and its programs were killed",
+    "disk_files": "the VM has more files than it may, and its programs were killed",
     "runaway_bytes": "a command wrote more than one may, and was stopped",
     "live_processes": "as many commands run as may be started through the API at once",
 }

@@ -8,12 +8,14 @@ is changed; a FileError for the kernel's errno (FileMissing, FileDenied, NoSpace
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
 from contextlib import aclosing, suppress
+from errno import ENOSPC
 from io import BytesIO
 from typing import Any, TypeVar
 
-from agentos.errors import AgentOSError, FileError, InvalidRequest, LimitExceeded
+from agentos.errors import AgentOSError, FileError, InvalidRequest, LimitExceeded, file_error
 from agentos.machine.fileserver import ABORT, DATA, END, REPLY
 from agentos.machine.filevalues import (
     PATH_BYTES,
@@ -57,6 +59,8 @@ class Files:
         self._workers = Workers(open_worker)
         self._limits = limits
         self._home = home
+        self.full: Callable[[], object] = lambda: False
+        """Whether nothing may be written for now, where the kernel does not say so itself."""
 
     def close(self) -> None:
         """Close all workers, for good. What is under way or waits ends with VmStopped."""
@@ -194,6 +198,7 @@ class Files:
         """Make a directory. With `parents` as mkdir -p: those above it too, and one that exists is fine."""
         check_count("mode", mode, most=0o7777)
         request = {"op": "mkdir", "path": self._path("path", path), "parents": bool(parents), "mode": mode}
+        self._check_room(path)
         await self._call(request, nothing)
 
     async def readdir(self, path: str, *, max_entries: int = 1_000_000) -> list[str]:
@@ -284,10 +289,15 @@ class Files:
 
         return await self._call(self._read_request(path, offset, length, most, CHUNK_BYTES), finish, take)
 
+    def _check_room(self, path: str) -> None:
+        if self.full():
+            raise file_error(ENOSPC, os.strerror(ENOSPC), path)
+
     def _write_request(self, path: str, mode: int | None, append: bool, parents: bool) -> dict[str, Any]:
         if mode is not None:
             check_count("mode", mode, most=0o7777)
         path = self._path("path", path)
+        self._check_room(path)
         return {"op": "write", "path": path, "mode": mode, "append": bool(append), "parents": bool(parents)}
 
     async def _entries(self, path: str, most: int, *, deep: bool) -> list[DirEntry]:

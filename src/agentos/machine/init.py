@@ -104,6 +104,10 @@ class Init:
         if pid in self.adopted:
             _kill(pid, int(message["signal"]), group=bool(message.get("group")))
 
+    def kill_all(self, message: Message, fds: list[int]) -> None:
+        """SIGKILL to everything but init, at one moment: nothing can fork out of it. Servants are made anew at need."""
+        _kill(-1, signal.SIGKILL)
+
     def adopt(self, message: Message, fds: list[int]) -> None:
         """A spawner is gone: from now on report the ends of the programs that it had started."""
         known = {end["pid"]: end for end in self.ends}
@@ -261,6 +265,7 @@ _REQUESTS: dict[str, Any] = {
     "fork": Init.fork,
     "end_servant": Init.end_servant,
     "signal": Init.signal_process,
+    "kill_all": Init.kill_all,
     "adopt": Init.adopt,
     "kill": Init.kill_lineage,
     "usage": Init.usage,

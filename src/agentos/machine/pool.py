@@ -31,6 +31,8 @@ class RawVm:
     gone_fd: int
     """Reaches its end when nothing of the VM is left on this host."""
     spec: VmSpec
+    has_disk: bool = False
+    """Whether the kernel bounds what it writes to its storage."""
     spawner: tuple[socket.socket, int] | None = None
     """Socket and journal of a spawner of the spec's user, in a VM that is kept ready."""
 

@@ -28,6 +28,7 @@ from agentos.machine.alarms import Alarms
 from agentos.machine.execution import ExecOptions, Execution
 from agentos.machine.factory import Factory
 from agentos.machine.files import Files
+from agentos.machine.footprint import Footprint
 from agentos.machine.image import shell_of
 from agentos.machine.jobs import BASH, Program, check_program, check_signal
 from agentos.machine.link import Link, Port
@@ -115,6 +116,7 @@ class VM:
         self._gone_fd = -1
         self._cgroup: Cgroup | None = None
         self._files: Files | None = None
+        self._footprint: Footprint | None = None
         self._processes: dict[int, Process] = {}
         self._exited: deque[int] = deque()
         self._shells: dict[str, Shell] = {}
@@ -170,6 +172,11 @@ class VM:
             if self.spec.network:
                 self._begin_egress(self._host)
             self._alarms.start(asyncio.get_running_loop(), self._cgroup)
+            if self.spec.storage is not None and not raw.has_disk:
+                self._footprint = Footprint(
+                    self.spec.storage, self.spec.limits, factory.measure, self._storage_exceeded
+                )
+                self.files.full = lambda: self._footprint.full if self._footprint else None
             # Not at once: the next VM's boot would compete with what this one was made for.
             asyncio.get_running_loop().call_later(_REFILL_SECONDS, self._alarms.listen)
             if factory.pool.lacking:
@@ -209,6 +216,11 @@ class VM:
             self._link.take_spawner(UIDS[self.spec.user], *raw.spawner)
         self._files = Files(self._open_file_worker, limits=self.spec.limits, home=HOME)
 
+    def _storage_exceeded(self, limit: str) -> None:
+        self._alarms.reached(limit)
+        with contextlib.suppress(VmStopped):
+            self.link.send({"op": "kill_all"})
+
     def _nothing_left(self) -> None:
         """The zygote has closed its end: processes, mounts and cgroup are gone."""
         if self._gone_fd >= 0 and self._gone is not None:
@@ -220,6 +232,8 @@ class VM:
 
     def _stopped(self) -> None:
         self._alarms.stop()
+        if self._footprint is not None:
+            self._footprint.stop()
         for reader in self._drained:
             reader.close()
         self._drained.clear()
