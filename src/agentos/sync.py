@@ -313,7 +313,11 @@ class Shell(Twin[AsyncShell]):
         return run(self._async.wait(timeout))
 
     def close(self) -> None:
-        """Hang up, as when a terminal window is closed, and wait until the shell has ended. No effect when it has."""
+        """Hang up, as when a terminal window is closed, and wait until the shell has ended. No effect when it has.
+
+        What was typed within the last FINISH_SECONDS may be finished within those: the shell is told that there is
+        no more (ctrl-d), and hung up if it has not ended of that.
+        """
         run(self._async.close())
 
 

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 HANG_UP_SECONDS = 2.0
 """How long a shell may take to end after its terminal is closed, before it is killed."""
+FINISH_SECONDS = 1.0
+"""From when something was typed: how long a shell that is being closed has to finish it."""
+_END_OF_INPUT = b"\x04"
+_MOST_TOLD = 16
 
 
 class Shell:
@@ -54,6 +58,7 @@ class Shell:
         self._exited: asyncio.Future[None] | None = None
         self._finished: asyncio.Future[ExitStatus] | None = None
         self._hang_up_timer: asyncio.TimerHandle | None = None
+        self._typed_at = -FINISH_SECONDS
 
     def __repr__(self) -> str:
         state = "running" if self.status is None else f"exit code {self.status.exit_code}"
@@ -90,6 +95,7 @@ class Shell:
     async def write(self, data: str | bytes) -> None:
         """Type `data`. Waits while the terminal takes no more; ShellClosed when it has ended."""
         content = check_data("data", data)
+        self._typed_at = self._vm.link.loop.time()
         if self._writer is None:
             raise ShellClosed(f"shell {self.shell_id} has ended", shellId=self.shell_id)
         try:
@@ -122,11 +128,35 @@ class Shell:
             raise WaitTimeout(message, shellId=self.shell_id, timeout=limit) from None
 
     async def close(self) -> None:
-        """Hang up, as when a terminal window is closed, and wait until the shell has ended. No effect when it has."""
+        """Hang up, as when a terminal window is closed, and wait until the shell has ended. No effect when it has.
+
+        What was typed within the last FINISH_SECONDS may be finished within those: the shell is told that there is
+        no more (ctrl-d), and hung up if it has not ended of that.
+        """
         if self.status is None:
+            await self._finish_what_was_typed()
             self.hang_up()
             assert self._finished is not None
             await asyncio.shield(self._finished)
+
+    async def _finish_what_was_typed(self) -> None:
+        end = self._typed_at + FINISH_SECONDS
+        if self._writer is None or self._vm.link.loop.time() >= end:
+            return
+        assert self._finished is not None
+        try:
+            async with asyncio.timeout_at(end):
+                # A program that is about to change the terminal's mode loses what was typed before; it then shows
+                # something, such as a prompt, and is told once more.
+                for _ in range(_MOST_TOLD):
+                    shown = self.log.end
+                    await self._writer.write(_END_OF_INPUT)
+                    await self.log.read_wait(shown, 1, FINISH_SECONDS)
+                    if self._writer is None:
+                        break
+                await asyncio.shield(self._finished)
+        except (TimeoutError, StdinClosed):
+            pass
 
     # -- its life
 

@@ -16,6 +16,8 @@ def test_it_is_a_terminal_with_job_control(on: Any) -> None:
         await vm.screen_until(shell.shell_id, rb"/dev/pts/\d+.*30 100")
         await vm.write_shell(shell.shell_id, "echo be''gun; sleep 1000\n")
         await vm.screen_until(shell.shell_id, b"begun")
+        while "sleep" not in [one.command for one in await vm.all_processes()]:
+            pass  # bash has not made it its job yet
         await vm.write_shell(shell.shell_id, b"\x03")
         await vm.screen_until(shell.shell_id, rb"begun.*\^C.*\$ ")
         await vm.write_shell(shell.shell_id, "echo code $?\n")
@@ -77,12 +79,28 @@ def test_closing_hangs_up(on: Any) -> None:
             await vm.wait_shell(shell.shell_id, timeout=0.1)
         await vm.close_shell(shell.shell_id)
         assert await vm.wait_shell(shell.shell_id) == 129
-        assert await vm.alive() == []
+        while await vm.alive():
+            pass  # the kernel has told sleep as well, which may take a moment longer
         await vm.close_shell(shell.shell_id)
         with fails("shell.closed"):
             await vm.write_shell(shell.shell_id, "x")
         with fails("shell.closed"):
             await vm.resize_shell(shell.shell_id, 80, 24)
+
+    on(body)
+
+
+def test_what_was_just_typed_is_done_before_the_end(on: Any) -> None:
+    """Commands that are typed and followed by a close, as a program does that knows no prompt."""
+
+    async def body(vm: Surface) -> None:
+        shell = await vm.open_shell()
+        await vm.write_shell(shell.shell_id, "ls -la /home/agentos; echo sum=$((40+2))\n")
+        await vm.resize_shell(shell.shell_id, 120, 40)
+        await vm.close_shell(shell.shell_id)
+        shown = await vm.screen_until(shell.shell_id, b"sum=42")
+        assert b".bashrc" in shown
+        assert await vm.wait_shell(shell.shell_id) == 0
 
     on(body)
 

@@ -145,16 +145,44 @@ const scenes = {
   },
 
   async nestedNames() {
+    const { process: processes, terminal } = fresh();
+    assert.equal((await processes.exec("echo nested")).stdout, "nested\n");
+    assert.equal((await processes.execFile("printf", ["%s", "$HOME"])).stdout, "$HOME");
+    const { pid } = await processes.spawn("cat", []);
+    await processes.writeStdin(pid, "x");
+    await processes.closeStdin(pid);
+    assert.equal(await processes.wait(pid), 0);
+    assert.equal(decoder.decode((await processes.readOutput(pid)).events[0].data), "x");
+    assert.equal((await processes.list()).length, 1);
+    assert.equal((await processes.get(pid)).exitCode, 0);
+    for (const [verb, code] of [["stop", 143], ["kill", 137], ["signal", 130]]) {
+      const sleep = await processes.spawn("sleep", ["1000"]);
+      assert.deepEqual((await processes.all()).map((one) => one.pid), [sleep.pid]);
+      assert.deepEqual((await processes.tree()).map((one) => one.pid), [sleep.pid]);
+      await processes[verb](sleep.pid, ...(verb === "signal" ? ["SIGINT"] : []));
+      assert.equal(await processes.wait(sleep.pid), code);
+    }
+    const { shellId } = await terminal.open({ cols: 100, rows: 30 });
+    assert.equal((await terminal.list())[0].cols, 100);
+    await terminal.resize(shellId, 120, 40);
+    await terminal.write(shellId, "stty size; exit 5\n");
+    assert.equal(await terminal.wait(shellId), 5);
+    const shown = (await terminal.read(shellId)).events.map((one) => decoder.decode(one.data)).join("");
+    assert.match(shown, /40 120/);
+    await terminal.close(shellId);
+  },
+
+  async commandsOfAShellThatIsClosedAtOnce() {
     const agent = fresh();
-    assert.equal((await agent.process.exec("echo nested")).stdout, "nested\n");
-    const { pid } = await agent.process.spawn("cat", []);
-    await agent.process.writeStdin(pid, "x");
-    await agent.process.closeStdin(pid);
-    assert.equal(await agent.process.wait(pid), 0);
-    assert.equal((await agent.process.list()).length, 1);
-    const { shellId } = await agent.terminal.open({ cols: 100, rows: 30 });
-    await agent.terminal.write(shellId, "exit 5\n");
-    assert.equal(await agent.terminal.wait(shellId), 5);
+    const connection = agent.connect();
+    let screen = "";
+    connection.on("shellData", (data) => { screen += decoder.decode(data.data); });
+    const { shellId } = await agent.openShell();
+    await agent.writeShell(shellId, "ls -la /home/agentos\n");
+    await agent.resizeShell(shellId, 120, 40);
+    await agent.closeShell(shellId);
+    await until("the listing", () => screen.includes(".bashrc"));
+    await connection.dispose();
   },
 
   async actionsOverAConnection() {

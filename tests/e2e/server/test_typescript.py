@@ -23,4 +23,4 @@ def test_scenes(server: Any, js: Path, encoding: str, node: str) -> None:
     )
     passed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("ok ")]
     assert done.returncode == 0, f"after {passed}: {done.stdout[-1000:]} {done.stderr[-2000:]}"
-    assert len(passed) == 14
+    assert len(passed) == 15
