@@ -268,8 +268,8 @@ class Twin:
         text = ast.unparse(returned)
         member = f"self._async.{node.name}"
         is_property = any(_unparse(one) == "property" for one in node.decorator_list)
-        if text == "TerminalVerbs":
-            return text, "return TerminalVerbs(self)"
+        if text in ("NetworkVerbs", "TerminalVerbs"):
+            return text, f"return {text}(self)"
         if text.startswith("ProcessVerbs["):
             handle = text[len("ProcessVerbs[") : -1]
             return text, f"return ProcessVerbs(self, lambda pid: {handle}({member}(pid)))"

@@ -34,6 +34,8 @@ TERMINAL_NAMES: Final = {
     "read": "read_shell",
 }
 
+NETWORK_NAMES: Final = {"preview": "create_preview"}
+
 Handle = TypeVar("Handle")
 
 
@@ -71,3 +73,9 @@ class TerminalVerbs(_Nested):
     """The verbs of a VM's shells by their nested names."""
 
     _names = TERMINAL_NAMES
+
+
+class NetworkVerbs(_Nested):
+    """The verbs of a remote VM's network by their nested names."""
+
+    _names = NETWORK_NAMES

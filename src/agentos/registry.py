@@ -74,8 +74,9 @@ def setup(
 ) -> Registry:
     """A registry of kinds by name.
 
-    `token` is what clients have to show (default: AGENTOS_TOKEN, or none). Without one, requests must be addressed
-    to localhost or one of `allowed_hosts`, and only pages of `allowed_origins` may call. `data_dir` is where
+    `token` is what clients have to show (default: AGENTOS_TOKEN, or none). Without one, requests must come from this
+    machine, addressed to localhost or one of `allowed_hosts` (`*`: any name, from anywhere), and only pages of
+    `allowed_origins` may call. `data_dir` is where
     records and files are kept. Other arguments are those of `agentos.server.settings.Settings`.
     """
     if not isinstance(use, Mapping) or not use:

@@ -35,7 +35,7 @@ from agentos.model import (
     ShellInfo,
     SpawnedProcess,
 )
-from agentos.nested import ProcessVerbs, TerminalVerbs
+from agentos.nested import NetworkVerbs, ProcessVerbs, TerminalVerbs
 
 __all__ = [
     "Agent",
@@ -497,6 +497,11 @@ class Agent(Twin[AsyncAgent]):
         """The verbs of shells by their nested names: `terminal.open` is `open_shell`."""
         return TerminalVerbs(self)
 
+    @property
+    def network(self) -> NetworkVerbs:
+        """`network.preview` is `create_preview`."""
+        return NetworkVerbs(self)
+
     def shell(self, shell_id: str) -> RemoteShell:
         """The shell of this id, which is not asked for yet."""
         return RemoteShell(self._async.shell(shell_id))
@@ -770,6 +775,11 @@ class Connection(Twin[AsyncConnection]):
     def terminal(self) -> TerminalVerbs:
         """The verbs of shells by their nested names: `terminal.open` is `open_shell`."""
         return TerminalVerbs(self)
+
+    @property
+    def network(self) -> NetworkVerbs:
+        """`network.preview` is `create_preview`."""
+        return NetworkVerbs(self)
 
     def shell(self, shell_id: str) -> RemoteShell:
         """The shell of this id, which is not asked for yet."""

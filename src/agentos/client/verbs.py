@@ -21,7 +21,7 @@ from agentos.model import (
     SpawnedProcess,
     check_seconds,
 )
-from agentos.nested import ProcessVerbs, TerminalVerbs
+from agentos.nested import NetworkVerbs, ProcessVerbs, TerminalVerbs
 
 
 class Verbs:
@@ -280,6 +280,11 @@ class Verbs:
     def terminal(self) -> TerminalVerbs:
         """The verbs of shells by their nested names: `terminal.open` is `open_shell`."""
         return TerminalVerbs(self)
+
+    @property
+    def network(self) -> NetworkVerbs:
+        """`network.preview` is `create_preview`."""
+        return NetworkVerbs(self)
 
     def shell(self, shell_id: str) -> RemoteShell:
         """The shell of this id, which is not asked for yet."""

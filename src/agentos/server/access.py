@@ -2,16 +2,21 @@
 
 A web page that any browser of this machine shows can send requests to a loopback port, under the server's
 own name too where the page's owner points a DNS name of theirs at 127.0.0.1. So, without a token, a request
-counts only if it was addressed to a known name, and was not made by a page of another origin.
+counts only if it was addressed to a known name, and was not made by a page of another origin. And, however the
+server came to listen where others reach it, only if it was sent by this machine.
 """
 
 from __future__ import annotations
 
 import hmac
+import re
+from typing import Final
 
 from agentos.errors import Unauthorized
 from agentos.server.http import Headers, Request
-from agentos.server.settings import Settings
+from agentos.server.settings import Settings, is_loopback
+
+_HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:@/\\\[\]\s]+)(?::[0-9]{1,5})?")
 
 
 class Access:
@@ -27,6 +32,8 @@ class Access:
             if not self._shows(tokens):
                 raise Unauthorized("a valid token is needed")
             return
+        if not self._is_local(request.peer):
+            raise Unauthorized("from another machine, this server is used with a token")
         host = request.header(b"host") or ""
         if not self._is_known(host):
             raise Unauthorized(
@@ -48,7 +55,11 @@ class Access:
 
     def _is_known(self, host: str) -> bool:
         hosts = self._settings.hosts
-        return "*" in hosts or _without_port(host).lower() in hosts
+        return "*" in hosts or _name_of(host) in hosts
+
+    def _is_local(self, peer: str | None) -> bool:
+        """Whether the caller is on this machine, or reaches a Unix socket, which file modes guard."""
+        return peer is None or is_loopback(peer) or "*" in self._settings.hosts
 
     def trusts_origin(self, request: Request) -> bool:
         """Whether the page that makes the request, if one does, may use the server without a token."""
@@ -61,13 +72,16 @@ class Access:
             return request.header(b"sec-fetch-site") in (None, "none", "same-origin")
         if origin in origins:
             return True
-        _, _, authority = origin.partition("://")
-        return bool(authority) and authority == request.header(b"host")
+        scheme, _, authority = origin.partition("://")
+        return scheme in ("http", "https") and bool(authority) and authority == request.header(b"host")
+
+    def _is_own(self, request: Request) -> bool:
+        return self._is_known(request.header(b"host") or "") and self.trusts_origin(request)
 
     def cors(self, request: Request) -> Headers:
         """The headers that let the page which made the request read the answer; none where it may not."""
         origin = request.header(b"origin")
-        if origin is None or not (self._token is not None or self.trusts_origin(request)):
+        if origin is None or not (self._token is not None or self._is_own(request)):
             return [(b"vary", b"Origin")]
         return [
             (b"access-control-allow-origin", origin.encode("latin-1")),
@@ -89,7 +103,7 @@ class Access:
         return headers
 
 
-def _without_port(host: str) -> str:
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0]
+def _name_of(host: str) -> str | None:
+    """The name or address in a Host header, in lower case and without the port; None where it is neither."""
+    found = _HOST.fullmatch(host)
+    return found[1].lower() if found else None

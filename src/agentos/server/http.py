@@ -56,6 +56,9 @@ class Request:
         self.root: str = root.decode()
         self.scheme: str = scope.get("scheme", "http")
         self.query: bytes = scope.get("query_string", b"")
+        client = scope.get("client")
+        self.peer: str | None = client[0] if client and client[0] else None
+        """The address of whoever sent it; None where that is a Unix socket's end."""
         self.trusted = True
         """Whether it may have more than a greeting."""
         self._receive = receive

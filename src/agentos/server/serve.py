@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
 import signal
@@ -20,7 +19,7 @@ from agentos.errors import InvalidRequest
 from agentos.server.app import Application
 from agentos.server.logs import log_to_stderr
 from agentos.server.protocol import BoundedHttp, Sockets
-from agentos.server.settings import LOOPBACK_HOSTS
+from agentos.server.settings import Settings, is_loopback
 
 if TYPE_CHECKING:
     from agentos.registry import Registry
@@ -91,11 +90,7 @@ def make_server(
 ) -> Server:
     """A server that is ready to `serve()`, for tests and for who runs the event loop. Arguments as for `serve`."""
     settings = registry.settings(token=token, host=host, pool=pool)
-    if settings.token is None and not is_loopback(host):
-        raise InvalidRequest(
-            f"{host} can be reached from other machines: a token is needed (--token, or AGENTOS_TOKEN)",
-            argument="token",
-        )
+    _check_reach(host, settings)
     directory = Path(data_dir) if data_dir is not None else registry.data_dir or default_data_dir()
     application = registry.application(directory.absolute(), settings)
     protocol = type("Protocol", (BoundedHttp,), {"settings": settings})
@@ -126,7 +121,11 @@ def serve(
     if not logging.getLogger("agentos").handlers:
         log_to_stderr(os.environ.get("AGENTOS_LOG", "info"))
     server = make_server(registry, host, port, data_dir, token, pool)
-    server.run(inherited_sockets())
+    sockets = inherited_sockets()
+    for one in sockets or ():
+        if one.family != socket.AF_UNIX:
+            _check_reach(one.getsockname()[0], server.application.settings)
+    server.run(sockets)
     if not server.started:
         raise SystemExit(3)
 
@@ -142,11 +141,9 @@ def inherited_sockets() -> list[socket.socket] | None:
     return [socket.socket(fileno=_FIRST_INHERITED + number) for number in range(count)] or None
 
 
-def is_loopback(host: str) -> bool:
-    """Whether an address can be reached from this machine only."""
-    if host in LOOPBACK_HOSTS:
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _check_reach(host: str, settings: Settings) -> None:
+    if settings.token is None and not is_loopback(host):
+        raise InvalidRequest(
+            f"{host} can be reached from other machines: a token is needed (--token, or AGENTOS_TOKEN)",
+            argument="token",
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field
 
 from agentos.errors import InvalidRequest
@@ -53,12 +54,34 @@ class Settings:
     """VMs of each kind that are booted before they are asked for (0: none). One weighs what an idle VM weighs."""
 
     def __post_init__(self) -> None:
-        if self.token is not None and (not isinstance(self.token, str) or len(self.token) < 8):
-            raise InvalidRequest.argument("token", "(hidden)", "text of at least 8 characters")
+        if self.token is not None and not _can_be_shown(self.token):
+            raise InvalidRequest.argument(
+                "token", "(hidden)", "at least 8 characters of ASCII, without spaces around them"
+            )
         check_count("pool", self.pool, most=1000)
         url = self.public_url
         if url is not None and (not isinstance(url, str) or not url.startswith(("http://", "https://"))):
             raise InvalidRequest.argument("public_url", url, "an http:// or https:// URL")
+
+
+def _can_be_shown(token: object) -> bool:
+    """Whether it means the same in every header, address and subprotocol."""
+    return (
+        isinstance(token, str) and len(token) >= 8 and token.isascii() and token.isprintable()
+        and token == token.strip()
+    )  # fmt: skip
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can be reached from this machine only."""
+    if host in LOOPBACK_HOSTS:
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
 
 
 @dataclass(slots=True)

@@ -99,11 +99,15 @@ VERBS = {
 }
 """Every verb that all surfaces have."""
 
-REMOTE = {"fetch": Verb("vmFetch", None, ("port", "url")), "destroy": Verb("destroy", None)}
+REMOTE = {
+    "fetch": Verb("vmFetch", None, ("port", "url")),
+    "create_preview": Verb("createPreview", "network.preview", ("port",)),
+    "destroy": Verb("destroy", None),
+}
 """Those that only a server's VM has: an embedded one has `connect` and `close`."""
 
-_MILLISECONDS = {"timeout", "idle_timeout", "cpu_timeout", "wait", "kill_after"}
-_TIMES = {"startTime", "exitTime", "mtime"}
+_MILLISECONDS = {"timeout", "idle_timeout", "cpu_timeout", "wait", "kill_after", "expires_in"}
+_TIMES = {"startTime", "exitTime", "mtime", "expiresAt"}
 
 Body = Callable[[Any], Any]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
+import httpx
 from surfaces import REMOTE, VERBS, Surface, camel
 
 from agentos.actions import ACTIONS
@@ -108,6 +110,14 @@ def test_the_verbs_of_a_remote_vm(on_remote: Any) -> None:
         answer = await vm.fetch(3000, "/a?b=c", method="PUT", headers={"x-mine": "1"}, body="ping")
         assert (answer.status, answer.status_text, answer.headers["x-path"]) == (201, "Made", "/a?b=c")
         assert answer.body == b"PUT 1 ping"
+        preview = await vm.create_preview(3000, expires_in=60, path="/p?q=r")
+        assert preview.url.endswith(f"/preview/{preview.token}/p?q=r")
+        again = await vm.nested().create_preview(3000, expires_in=60, path="/p?q=r")
+        assert again.token != preview.token or again.expires_at == preview.expires_at
+        assert 0 < preview.expires_at - time.time() < 61
+        async with httpx.AsyncClient() as anybody:
+            answer = await anybody.put(preview.url, content="pong", headers={"x-mine": "2"})
+        assert (answer.status_code, answer.text, answer.headers["x-path"]) == (201, "PUT 2 pong", "/p?q=r")
         await vm.write_file("kept", "x")
         await vm.destroy()
         assert vm.asked >= set(REMOTE)
