@@ -29,6 +29,7 @@ _REMEDIES = {
     "disk_bytes": "the VM's files take up more than they may, and its programs were killed",
     "disk_files": "the VM has more files than it may, and its programs were killed",
     "runaway_bytes": "a command wrote more than one may, and was stopped",
+    "network_connections": "as many connections out of the VM are open as may be; further ones wait",
     "live_processes": "as many commands run as may be started through the API at once",
 }
 

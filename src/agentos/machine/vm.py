@@ -201,6 +201,7 @@ class VM:
         self._egress = Egress(
             self.spec.network, outlets, most=self.spec.limits.network_connections,
             traffic=host.traffic, labels=self.labels, ways=ways,
+            on_full=lambda: self._alarms.reached("network_connections"),
         )  # fmt: skip
         if "tcp" not in outlets:
             self.spec = replace(self.spec, env=proxy_env(SERVICE, PROXY_PORT) | dict(self.spec.env))

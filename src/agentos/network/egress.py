@@ -31,6 +31,8 @@ CONNECT_SECONDS: Final = 15.0
 CONNECTIONS_PER_SECOND: Final = 500.0
 """That one VM can begin, refused ones included; further ones wait."""
 _AT_ONCE: Final = 8
+_DESCRIPTORS: Final = 2
+"""Of a connection: the VM's end and the host's."""
 _NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _KEEPALIVE_SECONDS: Final = 60
 
@@ -47,12 +49,14 @@ class Egress:
         traffic: Traffic,
         labels: Mapping[str, Any],
         ways: Ways | None = None,
+        on_full: Callable[[], None] = lambda: None,
         resolver: Resolver | None = None,
     ) -> None:
         self._sockets = dict(sockets)
         self._traffic = traffic
         self._most = most
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.on_full = on_full
+        self._tasks: dict[asyncio.Task[None], socket.socket] = {}
         for sock in self._sockets.values():
             sock.setblocking(False)
         self.gate = Gate(network, traffic, labels, ways)
@@ -82,15 +86,26 @@ class Egress:
         """Whether it has as many connections as it may."""
         return len(self._tasks) >= self._most
 
+    def host_is_full(self) -> bool:
+        """Whether all VMs together hold as many of the host's descriptors as they may."""
+        if self._traffic.descriptors < self._traffic.most_descriptors:
+            return False
+        self.gate.warn(
+            "the connections of VMs hold half of the descriptors that this process may open (ulimit -n)"
+        )
+        return True
+
     def begin(self, sock: socket.socket, serve: Callable[[socket.socket], Awaitable[None]]) -> None:
         """Serve a connection that the VM has made, in a task of its own."""
         task = asyncio.get_running_loop().create_task(self._one(sock, serve))
-        self._tasks.add(task)
+        self._tasks[task] = sock
+        self._traffic.descriptors += _DESCRIPTORS
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         was_full = self.full()
-        self._tasks.discard(task)
+        self._tasks.pop(task).close()  # a task that was cancelled before it began has not
+        self._traffic.descriptors -= _DESCRIPTORS
         if was_full:
             for door in self._doors:
                 door.pace.resume()
@@ -207,8 +222,11 @@ class _Door:
         for _ in range(_AT_ONCE):
             if self._egress.full():
                 # Those that come now wait in the kernel, up to the listener's backlog.
-                self._egress.gate.warn("a VM has all the network connections that it may")
+                self._egress.on_full()
                 self.pace.pause()
+                return
+            if self._egress.host_is_full():
+                self.pace.rest()
                 return
             if not self.pace.take():
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import resource
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,10 @@ class Traffic:
 
     open: int = 0
     """Connections at this moment."""
+    descriptors: int = 0
+    """Of this process, that connections and lookups hold."""
+    most_descriptors: int = field(default_factory=lambda: resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+    """Beyond which no VM begins more: the rest of the host goes on."""
     connections: int = 0
     failed: int = 0
     """Allowed, but the other end could not be reached."""

@@ -45,7 +45,8 @@ class NameService:
                 data, sender = self._udp.recvfrom(4096)
             except OSError:  # BlockingIOError when that was all
                 return
-            if len(self._lookups) >= MOST_LOOKUPS:
+            traffic = self._gate.traffic
+            if len(self._lookups) >= MOST_LOOKUPS or traffic.descriptors >= traffic.most_descriptors:
                 self._send(dns.refusal(data, dns.SERVFAIL), sender)
                 continue
             task = asyncio.get_running_loop().create_task(self._serve_datagram(data, sender))
@@ -53,7 +54,11 @@ class NameService:
             task.add_done_callback(self._lookups.discard)
 
     async def _serve_datagram(self, data: bytes, sender: Any) -> None:
-        self._send(await self._answer(data, udp=True), sender)
+        self._gate.traffic.descriptors += 1
+        try:
+            self._send(await self._answer(data, udp=True), sender)
+        finally:
+            self._gate.traffic.descriptors -= 1
 
     def _send(self, data: bytes, to: Any) -> None:
         if data:

@@ -506,10 +506,14 @@ async def floods(vm: VM, host: Host) -> None:
         print("held", flush=True)
         input()
     """
+    told: list[Any] = []
+    vm.on_limit = told.append
     process = await vm.spawn("python3", ["-c", textwrap.dedent(hold)])
     await process.read_output(wait=30)
     await until(lambda: host.traffic.open == 32)
-    assert host.traffic.open == 32
+    await until(lambda: bool(told))
+    assert [(one.limit, one.value) for one in told] == [("network_connections", 32)]
+    assert host.traffic.descriptors == 64
     async with VM(network="host-egress", host=host) as neighbour:
         assert f"here={WEB} " in await out(neighbour, "curl -sSf4 http://web.example.com/")
     await process.kill()
@@ -533,6 +537,29 @@ async def floods(vm: VM, host: Host) -> None:
     refused = host.traffic.refused.total()
     assert 200 < refused < 4 * egress.CONNECTIONS_PER_SECOND, refused
     assert used < 2.0, used
+
+
+@on_network("host-egress")
+async def the_host_keeps_descriptors(vm: VM, host: Host) -> None:
+    """All VMs together leave half of the host's descriptors to it: who comes too late waits until some are free."""
+    host.traffic.most_descriptors = 20
+    hold = f"""
+        import socket
+        socks = [socket.create_connection(("{OTHER}", 7)) for _ in range(15)]
+        print("held", flush=True)
+        input()
+    """
+    process = await vm.spawn("python3", ["-c", textwrap.dedent(hold)])
+    await process.read_output(wait=30)
+    await until(lambda: host.traffic.open == 10)
+    async with VM(network="host-egress", host=host) as neighbour:
+        waiting = asyncio.create_task(out(neighbour, f"curl -sSf http://{WEB}/"))
+        await asyncio.sleep(0.2)
+        assert not waiting.done()
+        assert host.traffic.open == 10
+        await process.kill()
+        assert f"here={WEB} " in await waiting
+    await until(lambda: host.traffic.descriptors == 0)
 
 
 @on_network("host-egress")
