@@ -219,7 +219,13 @@ const scenes = {
     assert.equal(answer.status, 200);
     assert.equal(answer.headers["x-path"], "/a?b=c");
     assert.equal(decoder.decode(answer.body), "ping");
+    const link = await agent.createPreview(3000, { expiresIn: 60_000, path: "/page?d=e" });
+    const page = await fetch(link.url, { method: "POST", body: "through the link" });
+    assert.equal(page.headers.get("x-path"), "/page?d=e");
+    assert.equal(await page.text(), "through the link");
+    assert.ok(link.expiresAt > Date.now());
     await agent.killProcess(pid);
+    assert.equal((await fetch(link.url)).status, 502);
   },
 
   async sameKeySameVm() {
