@@ -53,6 +53,8 @@ class HostFacts:
     """Directories of the host's software, shown read-only."""
     package_dirs: tuple[str, ...] = ()
     """Directories that a package manager writes to; writable per VM where idmap is true."""
+    added_to: tuple[str, ...] = ()
+    """Of `package_dirs` those to which the skeleton adds something."""
     extra_mounts: tuple[tuple[str, str], ...] = ()
     """(host path, guest path) of what agentos itself brings, read-only."""
     memory_cgroup: bool = True
@@ -157,6 +159,8 @@ def _system_directories(facts: HostFacts, root: str) -> list[Step]:
         if facts.idmap and path in facts.package_dirs:
             lower = f"{facts.stage}/lower.{index}"
             steps.append(_bind_host(path, lower, ["nosuid", "nodev"], idmap=True))
+            if path in facts.added_to:
+                lower = f"{facts.stage}/lower{path}:{lower}"
             steps.append(
                 _overlay(lower, f"{facts.stage}/layer", path.strip("/").replace("/", "-"), root + path)
             )

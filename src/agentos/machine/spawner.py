@@ -76,6 +76,7 @@ class Spawner:
         """pid of a program that was started -> number of its job."""
         self.watched = False
         self.mark, self.mark_fd = _new_mark()
+        self.mark_is_used = False
         self.marks: dict[int, int] = {}
         """Number of a job -> descriptor of its namespace. Held until the host will name that mark no more: a
         number that is free is given to the next namespace, and a late kill would hit another command."""
@@ -101,9 +102,10 @@ class Spawner:
     def handle(self, message: Message, fds: list[int]) -> None:
         """A job, a signal to a program of a job, or the wish to hear of the ends of orphans."""
         if "job" in message:
+            self.prepare()
+            self.start(message, fds)
             for number in message.get("forget", ()):
                 self.forget(number)
-            self.start(message, fds)
         elif "signal" in message:
             pid = int(message["pid"])
             if pid in self.jobs:
@@ -138,10 +140,16 @@ class Spawner:
             else:
                 self.channel.send(started, [master] if master >= 0 else ())
             self.marks[number] = self.mark_fd
-            self.mark, self.mark_fd = _new_mark()
+            self.mark_is_used = True
         finally:
             for fd in (*fds, *([master] if master >= 0 else ())):
                 os.close(fd)
+
+    def prepare(self) -> None:
+        """Have a mark for the next job, which no process carries yet."""
+        if self.mark_is_used:
+            self.mark, self.mark_fd = _new_mark()
+            self.mark_is_used = False
 
     def note(self, number: int, pid: int) -> None:
         """Write an entry of the journal."""
@@ -188,6 +196,8 @@ class Spawner:
                         "strangers": self.has_strangers(),
                     }
                 )
+                # Now, since the host has something else to do: a program that has just been started has not.
+                self.prepare()
 
     def has_strangers(self) -> bool:
         """Whether there is a child that no job began: whoever outlived its parent."""
@@ -277,18 +287,16 @@ def _open_terminal(rows: int, cols: int) -> tuple[int, list[Any]]:
 def _find_program(name: str, path: str) -> str:
     if "/" in name:
         return name
-    denied = False
-    for directory in path.split(":"):
-        candidate = f"{directory or '.'}/{name}"
-        if os.path.isfile(candidate):
-            if os.access(candidate, os.X_OK):
-                return candidate
-            denied = True
+    candidates = [f"{directory or '.'}/{name}" for directory in path.split(":")]
+    for candidate in candidates:
+        # First what raises no exception where there is nothing: that takes longer than the call.
+        if os.access(candidate, os.X_OK) and os.path.isfile(candidate):
+            return candidate
     if name.endswith(".wasm") and os.path.isfile(name):
         return f"./{name}"
     raise (
         PermissionError(_EACCES, "Permission denied", name)
-        if denied
+        if any(map(os.path.isfile, candidates))
         else FileNotFoundError(2, "No such file", name)
     )
 

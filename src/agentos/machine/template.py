@@ -117,6 +117,25 @@ def build(stage: str, *, guest_dir: str, software: list[str]) -> None:
     _devices(f"{stage}/dev")
 
 
+def add_locale_archive(stage: str) -> bool:
+    """One file with the locale that programs in a VM have, where the host has only the dozen that it is made of.
+
+    The C library looks for it first, and opening a dozen files takes every program about 0.2 ms.
+    """
+    archive, compiled = "/usr/lib/locale/locale-archive", "/usr/lib/locale/C.utf8"
+    if os.path.exists(archive) or not os.path.isdir(compiled):
+        return False
+    made = f"{stage}/skeleton{archive}"
+    os.makedirs(os.path.dirname(made), 0o755)
+    argv = ["localedef", f"--prefix={stage}/skeleton", "--quiet", "--add-to-archive", compiled]
+    try:
+        pid = os.posix_spawn("/usr/bin/localedef", argv, {})
+    except OSError:
+        return False
+    os.waitpid(pid, 0)
+    return os.path.exists(made)
+
+
 def give_to(layer: str, owner: int, user: int) -> None:
     """Set who owns a layer: the ids that a VM shows as root and agentos."""
     _chown_tree(layer, owner)

@@ -334,10 +334,12 @@ def _probe(config: Message) -> tuple[identity.IdRanges, Message]:
     software = template.host_software()
     template.build(stage, guest_dir=config["guest_dir"], software=software)
     idmap = mode == "root" and identity.idmap_works([f"{stage}/skeleton", *software])
+    added_to = ["/usr"] if idmap and "/usr" in software and template.add_locale_archive(stage) else []
     owner, user = ids.on_disk(idmap)
     template.give_to(f"{stage}/skeleton", owner, user)
     facts: Message = {
         "mode": mode, "stage": stage, "idmap": idmap, "host_dirs": software, "package_dirs": software,
+        "added_to": added_to,
         "binfmt_misc": _provide_wasm(mode, config["wasm_rule"]), **template.proc_facts(config),
     }  # fmt: skip
     facts["extra_mounts"] = template.install_extras(stage, config)

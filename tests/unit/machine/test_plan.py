@@ -85,6 +85,13 @@ def test_as_root_with_idmapped_mounts() -> None:
     ]
 
 
+def test_what_the_skeleton_adds_to_the_software_lies_over_it() -> None:
+    """Seen through the VM's ids as both are, and below what the VM itself writes."""
+    steps = plan_vm(VmSpec(), facts("root", added_to=("/usr",)))
+    usr = next(one for _, one in steps if one.get("target") == f"{STAGE}/root/usr")
+    assert usr["lower"] == f"{STAGE}/lower/usr:{STAGE}/lower.0"
+
+
 @pytest.mark.parametrize("mode", ["root", "subuid", "single"])
 def test_without_idmapped_mounts_software_is_read_only(mode: Mode) -> None:
     """No ids can be shown in another way, so nobody in the VM may write there."""
