@@ -203,9 +203,16 @@ async def _network(host: Host) -> Check:
     try:
         async with VM(host=host, network="host-egress") as vm:
             works = (await vm.exec("true")).ok
+            # What the boot found out by trying decides whether programs are told of the proxy.
+            diverted = "http_proxy" not in vm.spec.env
     except AgentOSError as error:
         return Check(VMS, "network egress", False, error.message, str(error.details.get("remedy", "")))
-    return Check(VMS, "network egress", works, 'a VM with network="host-egress" boots')
+    if not works or diverted:
+        return Check(
+            VMS, "network egress", works, "for every program, by rules in the VM's own network namespace"
+        )
+    lacking = "for programs that heed http_proxy and its kin: the kernel has no nf_tables with tproxy"
+    return Check(VMS, "network egress", True, lacking, "modprobe nft_tproxy nf_tables")
 
 
 def _open_descriptors() -> int:

@@ -34,6 +34,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--pool", type=int, default=None,
         help="VMs of each kind that are booted before they are asked for; each weighs 2 to 4 MB (default: 2)",
     )  # fmt: skip
+    parser.add_argument(
+        "--network", action="append", metavar="WHAT",
+        help="what VMs of the default kind may reach: host-egress, or a name or address such as pypi.org:443 "
+        "(repeatable; default: nothing)",
+    )  # fmt: skip
     parser.set_defaults(run=run)
 
 
@@ -48,9 +53,20 @@ def run(arguments: argparse.Namespace) -> int:
         ) from None
     if not 0 <= arguments.port <= 65_535:
         raise InvalidRequest.argument("--port", arguments.port, "a port, 0 to 65535")
-    registry = find_registry(arguments.registry) if arguments.registry else setup(use={"vm": agent_os()})
+    if arguments.registry and arguments.network:
+        raise InvalidRequest.argument("--network", arguments.network, "not to be given: the registry says it")
+    if arguments.registry:
+        registry = find_registry(arguments.registry)
+    else:
+        registry = setup(use={"vm": agent_os(network=_network(arguments.network))})
     serve(registry, arguments.host, arguments.port, arguments.data_dir, arguments.token, arguments.pool)
     return 0
+
+
+def _network(given: list[str] | None) -> str | list[str]:
+    if given in (None, ["none"], ["host-egress"]):
+        return given[0] if given else "none"
+    return given
 
 
 def find_registry(named: str) -> Registry:

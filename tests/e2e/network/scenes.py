@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import logging
 import os
 import socket
+import subprocess
 import sys
+import tempfile
 import textwrap
+import urllib.request
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ from agentos import VM, Host, Limits, Network  # noqa: E402
 from agentos.linux import netlink  # noqa: E402
 from agentos.network import egress, gate  # noqa: E402
 
+SOURCE = str(HERE.parents[2] / "src")
 SCENES: dict[str, Callable[[], Awaitable[None]]] = {}
 PROXY = "http://127.0.0.53:3128"
 NAMES = Network.allow("web.example.com:80", "*.example.org:80", f"{PRIVATE}:7", "text.example.com")
@@ -640,6 +645,48 @@ async def without_packet_rules() -> None:
             await server.read_output(wait=20)
             assert "Directory listing" in await out(vm, "curl -sSf http://127.0.0.1:8000/")
             await server.kill()
+
+
+@scene
+async def through_the_server() -> None:
+    """A server's VMs have the network of their kind, those of the pool too; its log and metrics tell of it."""
+    with tempfile.TemporaryDirectory() as directory:
+        command = ["-m", "agentos", "serve", "--port", "0", "--data-dir", directory, "--pool", "1"]
+        allowed = ["--network", "web.example.com:80", "--network", "*.example.org"]
+        server = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *command,
+            *allowed,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": SOURCE},
+        )
+        assert server.stderr is not None
+        log = [json.loads(await server.stderr.readline())]
+        while log[-1]["message"] != "listening":
+            log.append(json.loads(await server.stderr.readline()))
+        url = f"http://127.0.0.1:{log[-1]['port']}"
+
+        def ask(path: str, body: Any = None) -> bytes:
+            data = None if body is None else json.dumps(body).encode()
+            with urllib.request.urlopen(url + path, data, timeout=30) as answer:
+                said: bytes = answer.read()
+                return said
+
+        for key in ("pooled", "fresh", "another"):
+            path = f"/gateway/vm/action/exec?rvt-method=getOrCreate&rvt-namespace=default&rvt-key={key}"
+            urls = f"http://web.example.com/; curl -sS http://v6.example.com/; curl -sS -x {PROXY} {WEB}"
+            command_line = f"curl -sSf4 {urls}"
+            answer = json.loads(await asyncio.to_thread(ask, path, {"args": [command_line]}))["output"]
+            assert f"here={WEB} " in answer["stdout"], answer
+            assert "not resolve host: v6.example.com" in answer["stderr"], answer
+        metrics = (await asyncio.to_thread(ask, "/metrics")).decode()
+        assert "agentos_network_connections_total 6.0" in metrics, metrics
+        assert 'agentos_network_refused_total{reason="not-allowed"}' in metrics
+        server.terminate()
+        log += [json.loads(line) for line in (await server.stderr.read()).splitlines()]
+        assert await server.wait() == 0
+        refused = [(*one["key"], one["target"]) for one in log if one["message"] == "network access refused"]
+        assert refused == [(key, "v6.example.com") for key in ("pooled", "fresh", "another")], refused
 
 
 @on_network("host-egress")
