@@ -7,6 +7,7 @@ from typing import Any, Final, Protocol
 
 from agentos.actions import BY_METHOD
 from agentos.errors import AgentOSError, ConnectionLost, InvalidRequest
+from agentos.wire.failures import COME_BACK
 
 PAGE_BYTES: Final = 256 * 1024
 """Bytes of output in a page, unless said otherwise."""
@@ -23,7 +24,7 @@ _READS: Final = frozenset((
     "readdir_recursive", "exists",
 ))  # fmt: skip
 """Methods that change nothing. What may have run once is never asked for a second time by itself."""
-_GOING_AWAY: Final = "server.going_away"
+_GOING_AWAY: Final = f"{COME_BACK.group}.{COME_BACK.code}"
 """The server refused before it did anything."""
 
 

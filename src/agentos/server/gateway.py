@@ -42,7 +42,7 @@ from agentos.wire.address import (
     parse_address,
 )
 from agentos.wire.encodings import JSON, Encoding, encode_value
-from agentos.wire.failures import GOING_AWAY, Close, close_for, http_error, http_status
+from agentos.wire.failures import COME_BACK, GOING_AWAY, Close, close_for, http_error, http_status
 from agentos.wire.keys import serialize_key
 from agentos.wire.messages import ActorSpecifier, HttpActionRequest, HttpActionResponse
 from agentos.wire.terms import Terms, select_subprotocol, terms_of_headers, terms_of_subprotocols
@@ -133,9 +133,10 @@ class Gateway:
         if not isinstance(error, AgentOSError):
             log.exception("request failed")
             error = InternalError("An internal error occurred")
-        body = JSON.encode_body(http_error(error, _specifier(actor)))
+        going = isinstance(error, ServerGoing)
+        body = JSON.encode_body(COME_BACK if going else http_error(error, _specifier(actor)))
         # After a body that was not read, what follows on this connection is no request.
-        unread = isinstance(error, BodyTooLong | RequestTimeout)
+        unread = going or isinstance(error, BodyTooLong | RequestTimeout)
         headers = [JSON_TYPE, *cors, *([(b"connection", b"close")] if unread else [])]
         await answer(send, status_of(error), body, headers)
 

@@ -139,6 +139,8 @@ MALFORMED: Final = Close(1011, "actor.invalid_request")
 """After a frame that no answer can be given to."""
 GOING_AWAY: Final = Close(1012, "ws.going_away")
 """The server restarts: clients keep trying until it is there again, calls in flight fail."""
+COME_BACK: Final = HttpResponseError("actor", "stopping", "the server is about to end: nothing was done")
+"""What a request is answered with meanwhile: the one error on which clients repeat it, for some seconds."""
 DESTROYED: Final = Close(1000, "")
 """The actor is gone. A client connects again; refuse it then with the reason of an error."""
 
