@@ -105,8 +105,9 @@ class Factory:
                 if self._control is None:
                     raise BootFailed("the host was closed", step="zygote", errno=0, remedy="")
                 self._made += 1
+                name = f"vm-{self._made}"
                 message = {
-                    "name": f"vm-{self._made}",
+                    "name": name,
                     "plan": plan,
                     "processes": limits.processes,
                     "image": spec.image,
@@ -140,7 +141,13 @@ class Factory:
             if disk is not None:
                 os.close(disk)
         ours.setblocking(False)
-        return RawVm(ours, gone_read, spec, has_disk)
+        return RawVm(ours, gone_read, spec, has_disk, name=name)
+
+    def end(self, name: str) -> None:
+        """Have a VM's init killed that does not end by itself."""
+        with self._lock:
+            if self._control is not None:
+                send(self._control, {"end": name})
 
     def _open_storage(self, directory: str, spec: VmSpec) -> int | None:
         """Make the directory unless it is there. Returns a mount of the disk in it, None where there is none."""

@@ -26,7 +26,7 @@ from agentos.machine.spawner import JOURNAL_ENTRY
 IDLE_SECONDS = 10.0
 """How long an unused spawner is kept (it costs about as much memory as the VM itself)."""
 LAUNCH_SECONDS = 20.0
-"""A spawner that has not started a program by then is stuck, for instance stopped by the guest."""
+"""A spawner that has not started a program by then, or not reported that one was killed, is stuck or lies."""
 FIRST_NUMBER = 2
 """Of servants, launches and requests; 1 is the spawner that a VM may be made with."""
 WARM_UP = 0
@@ -536,6 +536,17 @@ class Link:
         launch.kills_under_way -= 1
         if launch.released:
             self.release(launch)
+        elif not launch.exited.done():
+            self.loop.call_later(LAUNCH_SECONDS, self._end_overdue, launch)
+
+    def _end_overdue(self, launch: Launch) -> None:
+        """A lineage was killed long ago, and the end of its leader still not reported: whoever is to do so lies."""
+        if launch.exited.done():
+            return
+        if launch.number in launch.spawner.launches:
+            launch.spawner.give_up()
+        self._adopted.pop(launch.number, None)
+        launch.note_lost()
 
     def signal(self, launch: Launch, number: int, *, group: bool = False) -> None:
         """Send a signal to a launch's leader, or to the process group that it leads. Never to a pid that was reused."""

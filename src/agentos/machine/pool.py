@@ -35,6 +35,8 @@ class RawVm:
     """Whether the kernel bounds what it writes to its storage."""
     spawner: tuple[socket.socket, int] | None = None
     """Socket and journal of a spawner of the spec's user, in a VM that is kept ready."""
+    name: str = ""
+    """By which the zygote knows it."""
 
     def booted(self, seconds: float) -> bool:
         """Whether it comes to life within this time. Blocks."""

@@ -73,6 +73,8 @@ _TABLE_ENTRIES_PER_PROCESS = 4
 """The limit holds for each of the VM's two users; what is more than that cannot be the process table."""
 _CONNECT_SECONDS = 25.0
 """A connector that has not answered by then is stuck, for instance stopped by the guest."""
+_END_SECONDS = 2.0
+"""An init that has not ended by then, when the VM was closed, is killed."""
 _REMEMBERED_KEYS = 1024
 """Idempotency keys remembered for one VM, oldest forgotten first."""
 
@@ -114,6 +116,9 @@ class VM:
         self._link: Link | None = None
         self._gone: asyncio.Future[None] | None = None
         self._gone_fd = -1
+        self._factory: Factory | None = None
+        self._raw_name = ""
+        self._end_timer: asyncio.TimerHandle | None = None
         self._cgroup: Cgroup | None = None
         self._files: Files | None = None
         self._footprint: Footprint | None = None
@@ -159,7 +164,7 @@ class VM:
             from agentos.host import default_host
 
             self._host = default_host()
-        factory = await self._host.ready()
+        factory = self._factory = await self._host.ready()
         shell = BASH if self.spec.image is None else _shell_of(self.spec.image)
         raw = factory.pool.take(self.spec) or await _create(factory, self.spec)
         if shell != BASH:
@@ -213,6 +218,7 @@ class VM:
         loop.add_reader(raw.gone_fd, self._nothing_left)
         self._link = Link(loop, raw.sock)
         self._link.on_end = self._stopped
+        self._raw_name = raw.name
         if raw.spawner is not None:
             self._link.take_spawner(UIDS[self.spec.user], *raw.spawner)
         self._files = Files(self._open_file_worker, limits=self.spec.limits, home=HOME)
@@ -230,8 +236,16 @@ class VM:
             self._gone_fd = -1
             if not self._gone.done():
                 self._gone.set_result(None)
+            if self._end_timer is not None:
+                self._end_timer.cancel()
+
+    def _insist_on_end(self) -> None:
+        """Init should have ended when its channel did. Whoever keeps it from that is killed with it."""
+        if self._factory is not None and self._gone is not None and not self._gone.done():
+            self._factory.end(self._raw_name)
 
     def _stopped(self) -> None:
+        self._end_timer = self.link.loop.call_later(_END_SECONDS, self._insist_on_end)
         self._alarms.stop()
         if self._footprint is not None:
             self._footprint.stop()

@@ -41,6 +41,7 @@ class Vm:
         """Brings PID 1's host pid, or ends without it when PID 1 could not be made."""
         self.prepared: list[int] = []
         """Mounts that go with the plan."""
+        self.name = ""
 
     def let_go(self) -> None:
         """It boots by itself from here on, or not at all: what only that needs goes."""
@@ -114,12 +115,20 @@ class Zygote:
             self.remove(message, fds)
         elif "measure" in message:
             self.measure(message, fds)
+        elif "end" in message:
+            self.end(message["end"])
         elif "hold" in message:
             self.held[message["hold"]] = fds[0]
         elif "release" in message:
             os.close(self.held.pop(message["release"]))
         else:
             self.create(message, fds)
+
+    def end(self, name: str) -> None:
+        """SIGKILL to a PID 1 that has not ended with its channel; the kernel ends the rest."""
+        for host_pid, vm in self.vms.items():
+            if vm.name == name:
+                os.kill(host_pid, signal.SIGKILL)  # a child that is not reaped: it is still that
 
     def remove(self, message: Message, fds: list[int]) -> None:
         """Delete a directory with files of ids that only this user namespace has. `fds`: what ends when it is done."""
@@ -170,6 +179,7 @@ class Zygote:
             raise
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         vm = Vm(message["plan"], cgroup, gone_fd, slot, BlockingChannel(ours))
+        vm.name = str(message["name"])
         try:
             if message["image"] is not None:
                 self._fit_out(message["image"], f"{self.stage}/{message['fittings']}")
