@@ -79,8 +79,13 @@ async def _ps(agent: Agent, *, tree: bool, as_json: bool) -> int:
     return 0
 
 
+def command_line(one: ProcessInfo) -> str:
+    """What it was started with."""
+    return " ".join(one.args if one.args[:1] == (one.command,) else [one.command, *one.args])
+
+
 def _row(one: ProcessInfo, level: int = 0) -> list[str]:
-    line = " ".join([one.command, *one.args]) if one.args[:1] != (one.command,) else " ".join(one.args)
+    line = command_line(one)
     return [
         str(one.pid), str(one.ppid), one.user or "?", one.state or "?", f"{(one.cpu_ms or 0) / 1000:.2f}s",
         f"{(one.rss_bytes or 0) / 1_048_576:.1f}M", one.driver, "  " * level + line.replace("\n", "\\n"),

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from agentos.commands.processes import command_line
 from agentos.commands.remote import add_vm_options, printable, table, with_client
 from agentos.commands.stdio import is_terminal
 from agentos.conversions import write_value
@@ -137,7 +138,7 @@ def _lines(found: dict[str, Usage]) -> list[str]:
     ]  # fmt: skip
     processes = [
         [serialize_key(vm.record.key), str(one.pid), one.user or "?", one.state or "?", _percent(vm.cpu[one.pid]),
-         _mib(one.rss_bytes), " ".join(one.args) or one.command]
+         _mib(one.rss_bytes), command_line(one)]
         for vm in found.values()
         for one in sorted(vm.processes, key=lambda one: (-vm.cpu[one.pid], one.pid))
     ]  # fmt: skip

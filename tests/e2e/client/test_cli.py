@@ -56,25 +56,63 @@ def test_exec_is_as_if_the_command_ran_here(cli: Cli, key: str) -> None:
     """Output, stdin, exit code; one word for bash, several for a program."""
     done = cli("exec", key, "--", "echo out; echo err >&2; exit 7")
     assert (done.returncode, done.stdout, done.stderr) == (7, b"out\n", b"err\n")
-    data = os.urandom(300_000)
-    assert cli("exec", key, "--", "cat", stdin=data).stdout == data
-    assert cli("exec", key, "--", "printf", "<%s>", "a b", "$HOME", "--").stdout == b"<a b><$HOME><-->"
-    done = cli("exec", "-e", "A=b", "--cwd", "/tmp", "--user", "root", key, "--", "echo $A; pwd; id -u")
+    data = os.urandom(3_000_000)
+    assert cli("exec", "-i", key, "cat", stdin=data).stdout == data
+    assert cli("exec", key, "printf", "<%s>", "a b", "$HOME", "--").stdout == b"<a b><$HOME><-->"
+    done = cli("exec", "-e", "A=b", "-w", "/tmp", "-u", "root", key, "--", "echo $A; pwd; id -u")
     assert done.stdout == b"b\n/tmp\n0\n"
-    done = cli("exec", "--json", key, "--", "echo hi; exit 3")
+    assert (
+        cli("exec", "-e", "AGENTOS_ENDPOINT", "-e", "NOT_SET_HERE", key, "env").stdout.count(
+            b"AGENTOS_ENDPOINT=http"
+        )
+        == 1
+    )
+    done = cli("exec", "--json", key, "--", "cat; exit 3", stdin=b"hi\n")
     result = json.loads(done.stdout)
     assert (done.returncode, result["stdout"], result["exitCode"]) == (3, "hi\n", 3)
-    assert b"no command is given" in cli("exec", key).stderr
     done = cli("exec", "--timeout", "0.2", key, "--", "sleep 1000")
     assert (done.returncode, done.stderr) == (137, b"agentos: killed after 0.2 s\n")
+    # who reads no more ends it, as anywhere
+    head = cli("exec", key, "--", "head -c 3", stdin=data)
+    assert (head.returncode, head.stdout) == (0, data[:3])
+
+
+def test_exit_codes_are_those_of_docker(cli: Cli, key: str) -> None:
+    """125: agentos itself; 126: it may not be run; 127: there is none; else the command's own, signals included."""
+    assert cli("exec", key, "--", "kill -9 $$").returncode == 137
+    assert cli("exec", key, "--", "no-such-program").returncode == 127
+    for code, word, said in (
+        (127, "no-such-program", b"No such file"),
+        (126, "/etc/passwd", b"Permission denied"),
+    ):
+        for command in ("exec", "spawn"):
+            done = cli(command, key, word, "argument")
+            assert done.returncode == code
+            assert done.stdout == b""
+            assert said in done.stderr
+            assert done.stderr.count(b"\n") == 1
+    assert cli("exec", "-w", "/no/such", key, "ls", "-l").returncode == 126
+    for line in (
+        ("exec", key), ("exec", "-e", "=b", key, "true"), ("exec", "-u", "nobody-here", key, "true"),
+        ("exec", "--endpoint", "http://127.0.0.1:9", key, "true"), ("exec", "-it", key, "bash"),
+        ("exec", "-t", "--json", key, "bash"), ("spawn", key), ("shell", key),
+    ):  # fmt: skip
+        done = cli(*line)
+        assert (done.returncode, done.stdout) == (125, b""), line
+        assert done.stderr.startswith(b"agentos: "), line
+
+
+def started(url: str, *arguments: str, **more: Any) -> subprocess.Popen[bytes]:
+    """A command line that runs, its three streams piped."""
+    return subprocess.Popen(
+        [*COMMAND, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=environment(url), **more,
+    )  # fmt: skip
 
 
 def test_exec_streams(url: str, key: str) -> None:
-    """What a command writes comes while it runs; ctrl-c ends it there too."""
-    process = subprocess.Popen(
-        [*COMMAND, "exec", key, "--", "echo first; read line; echo $line; sleep 1000"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(url),
-    )  # fmt: skip
+    """What a command writes comes while it runs; ctrl-c reaches it, with all that it started, and its code is ours."""
+    process = started(url, "exec", key, "--", "echo first; read line; echo $line; sleep 1000")
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stdout.readline() == b"first\n"
@@ -85,7 +123,153 @@ def test_exec_streams(url: str, key: str) -> None:
     assert process.communicate(timeout=20)[1] == b""
     assert process.returncode == 130
     with create_client(url) as client:
-        assert client.vm.get(key).all_processes() == []
+        assert alive(client.vm.get(key)) == []
+
+
+def alive(agent: Any) -> list[str]:
+    """What runs in a VM."""
+    return [one.command for one in agent.all_processes() if one.status == "running"]
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_signals_reach_the_command(url: str, key: str, name: str) -> None:
+    """Which may do with them what it likes. It has no children here: those would get them too."""
+    short = name.removeprefix("SIG")
+    script = f"trap 'echo got {short}; exit 7' {short}; echo ready; while :; do read -t 1 line; done"
+    process = started(url, "exec", key, "--", script)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(getattr(signal, name))
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (7, f"got {short}\n".encode(), b"")
+
+
+def test_a_command_that_ignores_interrupts_is_killed_by_the_third(url: str, key: str) -> None:
+    """So that nobody is stuck."""
+    process = started(
+        url, "exec", key, "--", "trap '' INT; setsid sleep 1000 & echo ready; while :; do wait; done"
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    for _ in range(3):
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    process.communicate(timeout=20)
+    assert process.returncode == 137
+    with create_client(url) as client:
+        assert alive(client.vm.get(key)) == []
+
+
+def test_a_reader_that_goes_away_ends_the_command(url: str, key: str) -> None:
+    """As `| head` does."""
+    process = started(url, "exec", key, "yes")
+    assert process.stdout is not None
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.wait(20) == 141
+    assert process.stdin is not None
+    assert process.stderr is not None
+    process.stdin.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    with create_client(url) as client:
+        assert alive(client.vm.get(key)) == []
+
+
+def test_exec_in_a_terminal(url: str, key: str) -> None:
+    """-it: the command has this terminal, its size and its keys; -t alone shows, and needs none here."""
+    person = Person(url, "exec", "-it", "-u", "root", key, "bash", "--norc")
+    person.see(b"# ")
+    person.type(b"tty; stty size; echo $TERM; id -u\r")
+    person.see(b"/dev/pts/")
+    person.see(b"30 100")
+    person.type(b"sleep 1000\r")
+    person.see(b"sleep 1000")
+    time.sleep(0.3)
+    person.type(b"\x03")
+    person.see(b"# ")
+    person.type(b"echo code $?; exit 5\r")
+    person.see(b"code 130")
+    assert person.end() == (5, b"")
+    done = subprocess.run(
+        [*COMMAND, "exec", "-t", key, "--", "tty; stty size; echo err >&2; exit 4"], stdin=subprocess.DEVNULL,
+        capture_output=True, timeout=30, env=environment(url),
+    )  # fmt: skip
+    assert done.returncode == 4
+    assert re.fullmatch(rb"/dev/pts/\d+\r\n24 80\r\nerr\r\n", done.stdout), done.stdout
+    assert done.stderr == b""
+
+
+def test_a_person_without_a_pipe(url: str, key: str) -> None:
+    """At a terminal, -i gives what is typed line by line; without it the command's stdin is empty."""
+    person = Person(url, "exec", "-i", key, "cat")
+    person.type(b"typed\r")
+    person.see(b"typed\r\n")
+    person.see(b"typed\r\n")
+    person.type(b"\x04")
+    assert person.end() == (0, b"")
+    person = Person(url, "exec", key, "wc", "-c")
+    person.see(b"0\r\n")
+    assert person.end() == (0, b"")
+
+
+def test_spawn_and_its_logs(url: str, cli: Cli, key: str) -> None:
+    """A pid to work with; output from where one left, or its last lines, or as it comes."""
+    done = cli(
+        "spawn", "-e", "A=b", "-w", "/tmp", key, "--", "echo $A; pwd; echo wrong >&2; echo last; read line"
+    )
+    pid = done.stdout.decode().strip()
+    assert (done.returncode, pid.isdecimal(), done.stderr) == (0, True, b"")
+    following = started(url, "logs", "-f", key, pid)
+    assert following.stdout is not None
+    assert [following.stdout.readline() for _ in range(3)] == [b"b\n", b"/tmp\n", b"last\n"]
+    done = cli("logs", "--cursor", key, pid)
+    assert (done.stdout, done.stderr) == (b"b\n/tmp\nlast\n", b"wrong\nagentos: --since 18\n")
+    assert cli("logs", "--since", "18", key, pid).stdout == b""
+    assert cli("logs", "--since", "2", key, pid).stdout == b"/tmp\nlast\n"
+    assert cli("logs", "--tail", "9", key, pid).stdout == b"b\n/tmp\nlast\n"
+    lines = cli("spawn", key, "--", "seq 1000; printf unfinished; read line").stdout.decode().strip()
+    until = time.monotonic() + 10
+    while b"unfinished" not in cli("logs", key, lines).stdout:
+        assert time.monotonic() < until
+    assert cli("logs", "--tail", "3", key, lines).stdout == b"999\n1000\nunfinished"
+    assert cli("logs", "-n", "0", key, pid).stdout == b""
+    assert cli("kill", key, pid).returncode == 0
+    out, err = following.communicate(timeout=20)
+    assert (following.returncode, out, err) == (0, b"", b"wrong\n")
+    assert json.loads(cli("spawn", "--json", key, "sleep", "1000").stdout)["pid"] > int(pid)
+    for line in (("logs", key, "99999"), ("logs", "--since", "-1", key, pid), ("logs", "-n", "-1", key, pid)):
+        done = cli(*line)
+        assert (done.returncode, done.stdout) == (1, b"")
+
+
+def test_top(url: str, cli: Cli, key: str) -> None:
+    """One snapshot into a pipe, live in a terminal, busiest first; no VM is woken or made for it."""
+    pid = int(cli("spawn", key, "--", "while :; do :; done").stdout)
+    cli("spawn", key, "sleep", "1000")
+    done = cli("top", key)
+    lines = done.stdout.decode().splitlines()
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert lines[0].split() == ["KEY", "NAME", "CPU", "RSS", "PROCESSES"]
+    assert re.match(rf"{key} +vm +\d+\.\d% +\d+\.\dM +2$", lines[1])
+    assert lines[3].split() == ["KEY", "PID", "USER", "STATE", "CPU", "RSS", "COMMAND"]
+    assert re.match(rf"{key} +{pid} +agentos +R ", lines[4])
+    assert "sleep 1000" in lines[5]
+    (vm,) = json.loads(cli("top", "--json", key).stdout)
+    assert (vm["key"], next(one["pid"] for one in vm["processes"])) == ([key], pid)
+    assert vm["cpu"] > 0.1
+    assert vm["rssBytes"] > 100_000
+    assert key in cli("top").stdout.decode()
+    assert cli("top", "no-such-key").stdout.decode().splitlines() == ["KEY  NAME  CPU  RSS  PROCESSES"]
+    assert "no-such-key" not in cli("ls").stdout.decode()
+    assert b"--interval" in cli("top", "-d", "0").stderr
+    person = Person(url, "top", "-d", "0.2", key)
+    person.see(b"q ends")
+    person.see(key.encode())
+    person.see(b"q ends")
+    person.type(b"q")
+    assert person.end() == (0, b"")
 
 
 def test_processes(url: str, cli: Cli, key: str) -> None:
@@ -152,12 +336,74 @@ def test_vms(cli: Cli) -> None:
 
 
 def test_nobody_serves(cli: Cli) -> None:
-    """One line that says so, one that says what to do."""
-    done = cli("ls", "--endpoint", "http://127.0.0.1:9")
-    first, second = done.stderr.decode().splitlines()
-    assert done.returncode == 1
-    assert first.startswith("agentos: nobody answers at http://127.0.0.1:9")
-    assert second == "agentos: start a server with `agentos serve`"
+    """One line that says so, one that says what to do, by every command, at once."""
+    for command in (
+        ("ls",), ("exec", "k", "true"), ("spawn", "k", "true"), ("ps", "k"), ("logs", "k", "1"), ("kill", "k", "1"),
+        ("rm", "k"), ("cp", "k:x", "-"), ("top",), ("shell", "--list", "k"),
+    ):  # fmt: skip
+        name, *rest = command
+        done = cli(name, "--endpoint", "http://127.0.0.1:9", *rest)
+        first, second = done.stderr.decode().splitlines()
+        assert done.returncode == (125 if name in ("exec", "spawn", "shell") else 1), command
+        assert first.startswith("agentos: nobody answers at http://127.0.0.1:9"), command
+        assert second == "agentos: start a server with `agentos serve`", command
+    assert b"endpoint: wanted a URL" in cli("ls", "--endpoint", "localhost").stderr
+
+
+def test_a_server_with_a_token(start: Callable[..., AbstractContextManager[str]], tmp_path: Path) -> None:
+    """By option or environment, for every command; without it one line says what is wanted."""
+    (tmp_path / "file").write_text("content")
+
+    def run(*line: str, **env: str) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [*COMMAND, *line], stdin=subprocess.DEVNULL, capture_output=True, timeout=30,
+            env={**environment(url), **env},
+        )  # fmt: skip
+
+    with start("agentos", "serve", "--token", "correct-horse") as url:
+        pid = run("spawn", "--token", "correct-horse", "k", "sleep", "1000").stdout.decode().strip()
+        shown = {"AGENTOS_TOKEN": "correct-horse"}
+        for line in (
+            ("exec", "k", "true"), ("ps", "k"), ("ps", "--tree", "k"), ("logs", "k", pid), ("ls",), ("top",),
+            ("cp", str(tmp_path / "file"), "k:file"), ("cp", "k:file", "-"), ("shell", "--list", "k"),
+            ("kill", "k", pid), ("rm", "k"),
+        ):  # fmt: skip
+            failed = 125 if line[0] in ("exec", "spawn", "shell") else 1
+            for wrong in ({}, {"AGENTOS_TOKEN": "wrong-horse"}):
+                done = run(*line, **wrong)
+                assert (done.returncode, done.stdout) == (failed, b""), line
+                assert done.stderr == b"agentos: a valid token is needed\n", line
+            done = run(*line, **shown)
+            assert (done.returncode, done.stderr) == (0, b""), line
+
+
+def test_help(cli: Cli) -> None:
+    """Every command says what it does and takes; usage errors are told on stderr."""
+    whole = cli("--help").stdout.decode()
+    for name in (
+        "demo",
+        "serve",
+        "exec",
+        "spawn",
+        "shell",
+        "ps",
+        "logs",
+        "kill",
+        "top",
+        "cp",
+        "ls",
+        "rm",
+        "doctor",
+    ):
+        assert re.search(rf"^    {name} +\S", whole, re.MULTILINE), name
+        done = cli(name, "--help")
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert done.stdout.startswith(b"usage: agentos " + name.encode())
+    assert re.fullmatch(rb"agentos \d+\.\d+\.\d+\n", cli("--version").stdout)
+    for wrong in ((), ("no-such-command",), ("ps",), ("ps", "--no-such-option", "k"), ("kill", "k", "x")):
+        done = cli(*wrong)
+        assert (done.returncode, done.stdout) == (2, b""), wrong
+        assert b"usage: agentos" in done.stderr
 
 
 class Person:
