@@ -73,8 +73,11 @@ def belongings() -> Counter[str]:
             except FileNotFoundError:
                 pass  # that of the listing itself
     for task in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{task}/children", encoding="ascii") as file:
-            have.update("child process" for pid in file.read().split() if int(pid) not in children)
+        try:
+            with open(f"/proc/self/task/{task}/children", encoding="ascii") as file:
+                have.update("child process" for pid in file.read().split() if int(pid) not in children)
+        except (FileNotFoundError, ProcessLookupError):
+            pass  # a thread that has ended since
     have.update(f"thread {one.name}" for one in threading.enumerate() if one not in threads)
     with open("/proc/self/mountinfo", encoding="utf-8") as file:
         have.update(f"mount {line.split()[4]}" for line in file)
