@@ -89,7 +89,7 @@ class Household(Protocol):
     on_booted: Callable[[float], None]
     on_limit: Callable[[str], None]
 
-    def check_room(self) -> None:
+    def check_room(self, fresh: bool) -> None:
         """Raise LimitExceeded when as many VMs run as may."""
 
     def directory_of(self, actor_id: str) -> Path | None:
@@ -194,8 +194,8 @@ class Actor:
 
     async def _boot(self) -> None:
         began = time.perf_counter()
-        self._actors.check_room()
         spec, fresh = self.kind.spec, self.record.start_ts is None
+        self._actors.check_room(fresh)
         directory = self._actors.directory_of(self.actor_id)
         if directory is not None:
             spec = replace(spec, storage=str(directory))

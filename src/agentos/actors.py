@@ -36,7 +36,15 @@ class Actors:
     Make it within the event loop that is to run it; only one process may have the directory.
     """
 
-    def __init__(self, kinds: Mapping[str, VmKind], data_dir: Path | None, host: Host, *, most: int = 10_000):
+    def __init__(
+        self,
+        kinds: Mapping[str, VmKind],
+        data_dir: Path | None,
+        host: Host,
+        *,
+        most: int = 10_000,
+        reserve: int = 0,
+    ):
         self.kinds = dict(kinds)
         self.host = host
         self.data_dir = data_dir
@@ -44,6 +52,7 @@ class Actors:
         self.on_booted: Callable[[float], None] = lambda seconds: None
         self.on_limit: Callable[[str], None] = lambda limit: None
         self._most = most
+        self._reserve = reserve
         self._by_id: dict[str, Actor] = {}
         self._by_key: dict[tuple[str, str, Key], Actor] = {}
         self._lock_fd = -1 if data_dir is None else _lock(data_dir)
@@ -102,10 +111,18 @@ class Actors:
                 return
         self.store.remove(actor_id)
 
-    def check_room(self) -> None:
-        """Raise LimitExceeded when as many VMs run as may."""
+    def check_room(self, fresh: bool) -> None:
+        """Raise LimitExceeded when as many VMs run as may, or the host has too little disk for a `fresh` one."""
         if len(self.live) >= self._most:
             raise LimitExceeded.of("live_vms", len(self.live) + 1, self._most, "too many VMs run already")
+        if fresh and self.data_dir is not None:
+            found = os.statvfs(self.data_dir)
+            free = found.f_bavail * found.f_frsize
+            if free < self._reserve:
+                raise LimitExceeded(
+                    f"the host's disk has {free} bytes left, and new VMs are made only above {self._reserve}",
+                    limit="reserve_disk_bytes", value=free, maximum=self._reserve,
+                )  # fmt: skip
 
     def kind_of(self, name: str) -> VmKind:
         """The kind of this name. Raises InvalidRequest."""

@@ -282,6 +282,7 @@ def _promises(factory: Factory) -> list[Check]:
         ("CPU", "cpu_weight" in enforced, "shared by weight between VMs"
          + (", with quotas" if "cpu_cores" in enforced else "") if "cpu_weight" in enforced else
          "shared between processes, not between VMs", "a cgroup with the cpu controller"),
-        ("disk", True, "in memory: bounded in bytes and files", ""),
+        ("disk", True, "in memory: bounded in bytes and files; in storage: the same with disk images, otherwise the "
+         "programs of a VM that is beyond its limit are killed when that is seen, a second or so later", ""),
     ]  # fmt: skip
     return [Check(PROMISES, name, ok, detail, remedy) for name, ok, detail, remedy in lines]

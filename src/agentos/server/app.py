@@ -78,7 +78,13 @@ class Application:
     async def _start(self) -> None:
         host = self._host = self._host or Host()
         await host.ready()
-        self.actors = Actors(self._kinds, self._data_dir, host, most=self.settings.max_live_vms)
+        self.actors = Actors(
+            self._kinds,
+            self._data_dir,
+            host,
+            most=self.settings.max_live_vms,
+            reserve=self.settings.reserve_disk_bytes,
+        )
         await self.actors.recover()
         await self.actors.get_ready(self.settings.pool)
         self.metrics.watch(self.actors)

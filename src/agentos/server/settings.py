@@ -50,6 +50,8 @@ class Settings:
     """
     max_live_vms: int = 10_000
     """VMs running at once, those of the pool not counted."""
+    reserve_disk_bytes: int = 1024 * MIB
+    """Bytes free on the disk of the data directory below which no new VM is made; those that there are go on."""
     pool: int = 2
     """VMs of each kind that are booted before they are asked for (0: none). One weighs what an idle VM weighs."""
 

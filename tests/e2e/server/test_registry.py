@@ -126,6 +126,22 @@ def test_creation_input_reaches_the_hook(tmp_path: Path) -> None:
     assert seen == [b"\xa1aa\x01"]
 
 
+def test_a_full_host_makes_no_new_vms(tmp_path: Path) -> None:
+    """The caller is told which limit it is; a VM that there is goes on."""
+
+    async def first(client: httpx.AsyncClient) -> None:
+        assert (await run(client, "true")).status_code == 200
+
+    async def then(client: httpx.AsyncClient) -> None:
+        assert (await run(client, "true")).status_code == 200
+        refused = await run(client, "true", key=("another",))
+        assert refused.status_code == 429
+        assert refused.json()["metadata"]["limit"] == "reserve_disk_bytes"
+
+    play(setup(use={"vm": agent_os()}), tmp_path, first)
+    play(setup(use={"vm": agent_os()}, reserve_disk_bytes=2**62), tmp_path, then)
+
+
 def test_a_failing_boot_hook_fails_the_call(tmp_path: Path) -> None:
     """The VM is ended again, and nothing of the failure's text leaves the server."""
 
