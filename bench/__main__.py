@@ -27,6 +27,8 @@ SUBJECTS = {
     "terminal": "terminal",
     "newkey": "newkey",
     "network": "network",
+    "neighbour": "neighbour",
+    "hardening": "hardening",
     "many": "density",
     "original": "original",
 }

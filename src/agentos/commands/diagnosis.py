@@ -263,7 +263,7 @@ def _of_limits(factory: Factory, descriptors: int) -> list[Check]:
     while not directory.is_dir():
         directory = directory.parent
     trouble = Disks().trouble(str(directory)) if os.geteuid() == 0 else "only root can mount a disk image"
-    remedy = "" if os.geteuid() else "loop devices and mkfs.ext4 (package e2fsprogs)"
+    remedy = "run as root" if os.geteuid() else "loop devices and mkfs.ext4 (package e2fsprogs)"
     detail = trouble or f"mounted in {directory}"
     checks.append(Check(LIMITS, "disk images", not trouble, detail, remedy))
     return checks

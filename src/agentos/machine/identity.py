@@ -153,7 +153,13 @@ def _subordinate_ranges() -> IdRanges | None:
         os.waitpid(helper, 0)
         os.close(unshared_write)
         return None
-    syscalls.unshare(syscalls.CLONE_NEWUSER)
+    try:
+        syscalls.unshare(syscalls.CLONE_NEWUSER)
+    except OSError:
+        # It would see the pipe's end and set out to map the ids of a process that is gone.
+        os.kill(helper, signal.SIGKILL)
+        os.waitpid(helper, 0)
+        raise
     os.close(unshared_write)
     if os.waitpid(helper, 0)[1] != 0:
         raise OSError(1, "newuidmap or newgidmap refused the ranges of /etc/subuid and /etc/subgid")
