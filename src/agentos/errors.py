@@ -2,6 +2,7 @@
 
     AgentOSError                                  .code .message .details
     ├─ InvalidRequest (ValueError)                request.invalid          an argument is wrong; nothing was changed
+    │   └─ IsolationUnavailable                   vm.isolation_unavailable a tier that is not to be had here
     ├─ NotFound (LookupError)
     │   ├─ ProcessNotFound                        process.not_found
     │   ├─ ShellNotFound                          shell.not_found
@@ -81,6 +82,18 @@ class InvalidRequest(AgentOSError, ValueError):
         if len(shown) > 80:
             shown = shown[:77] + "..."
         return cls(f"{name}: wanted {wanted}, got {shown}", argument=name, got=shown, wanted=wanted)
+
+
+class IsolationUnavailable(InvalidRequest):
+    """This version or host cannot keep a VM apart in that way: `details` has isolation and available (a list)."""
+
+    code = "vm.isolation_unavailable"
+
+    @classmethod
+    def of(cls, tier: str, why: str, available: list[str]) -> IsolationUnavailable:
+        """The error for a tier that is known, and why it is not to be had."""
+        message = f"isolation {tier!r} is not available: {why}; available: {', '.join(available)}"
+        return cls(message, isolation=tier, available=available)
 
 
 class NotFound(AgentOSError, LookupError):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NewType
 
-from agentos.errors import AgentOSError, CommandFailed, InvalidRequest
+from agentos.errors import AgentOSError, CommandFailed, InvalidRequest, IsolationUnavailable
 from agentos.network.rules import Network
 
 HostPid = NewType("HostPid", int)
@@ -123,6 +123,14 @@ class Mount:
             raise InvalidRequest.argument("mount.guest_path", self.guest_path, "a path without ..")
 
 
+ISOLATION = ("namespaces",)
+"""Tiers that this version builds, weakest first."""
+_TIERS_TO_COME = {
+    "gvisor": "this version has no tier with a kernel in user space",
+    "microvm": "this version has no tier with a hardware virtual machine for each VM",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class VmSpec:
     """All that decides what a VM is like. Two VMs of an equal spec differ only in what happens in them."""
@@ -143,7 +151,8 @@ class VmSpec:
     are in memory; the image keeps the size that it was made with. Otherwise the directory holds the files themselves.
     """
     isolation: str = "namespaces"
-    """The tier that keeps the VM apart; this version builds `namespaces`."""
+    """The tier that keeps the VM apart, one of ISOLATION. A stronger one that is asked for and not to be had is an
+    error (IsolationUnavailable) here, never replaced by a weaker one."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.limits, Limits):
@@ -164,10 +173,10 @@ class VmSpec:
             if path is not None and (not isinstance(path, str) or not path.startswith("/") or "\0" in path):
                 raise InvalidRequest.argument(name, path, "an absolute path, or None")
         object.__setattr__(self, "network", Network.of(self.network))
-        if self.isolation != "namespaces":
-            raise InvalidRequest.argument(
-                "isolation", self.isolation, "namespaces (no other tier is available here)"
-            )
+        if isinstance(self.isolation, str) and self.isolation in _TIERS_TO_COME:
+            raise IsolationUnavailable.of(self.isolation, _TIERS_TO_COME[self.isolation], list(ISOLATION))
+        if self.isolation not in ISOLATION:
+            raise InvalidRequest.argument("isolation", self.isolation, f"one of {', '.join(ISOLATION)}")
         check_env(self.env)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentos.errors import CommandFailed, InvalidRequest
+from agentos import VM, agent_os
+from agentos.errors import CommandFailed, InvalidRequest, IsolationUnavailable
 from agentos.model import (
     ExecResult,
     Limits,
@@ -74,7 +76,8 @@ def test_a_mount_is_read_only_unless_said_otherwise() -> None:
         {"hostname": 3},
         {"user": "nobody"},
         {"network": "host"},
-        {"isolation": "microvm"},
+        {"isolation": "none"},
+        {"isolation": ["namespaces"]},
         {"env": {"A=B": "x"}},
         {"env": {"": "x"}},
         {"env": {"A": 1}},
@@ -87,6 +90,18 @@ def test_a_spec_refuses_what_no_vm_can_be(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest) as caught:
         VmSpec(**wrong)
     assert next(iter(wrong)) in caught.value.details["argument"]
+
+
+@pytest.mark.parametrize("tier", ["gvisor", "microvm"])
+@pytest.mark.parametrize("make", [lambda **spec: VmSpec(**spec), lambda **spec: VM(**spec), agent_os])
+def test_a_stronger_tier_is_never_replaced_by_a_weaker_one(make: Callable[..., Any], tier: str) -> None:
+    """Asking for one that is not to be had is an error of its own, which names those that are."""
+    with pytest.raises(IsolationUnavailable) as caught:
+        make(isolation=tier)
+    assert caught.value.code == "vm.isolation_unavailable"
+    assert caught.value.details == {"isolation": tier, "available": ["namespaces"]}
+    assert isinstance(caught.value, InvalidRequest)
+    assert make(isolation="namespaces")
 
 
 def test_equal_specs_are_equal() -> None:

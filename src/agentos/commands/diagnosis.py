@@ -22,6 +22,7 @@ from agentos.host import Host
 from agentos.machine import start
 from agentos.machine.disk import Disks
 from agentos.machine.factory import Factory
+from agentos.model import ISOLATION
 
 HOST, VMS, LIMITS, PROMISES = "This host", "A VM, booted for this", "Limits", "What follows"
 MODES = {
@@ -79,7 +80,9 @@ async def examine() -> list[Check]:
         checks += _promises(factory)
     except AgentOSError as error:
         said = str(error.details.get("remedy", "")) if isinstance(error, BootFailed) else ""
-        checks.append(Check(VMS, "boot", False, error.message, _forbidden(0) or said, required=True))
+        failed = [one.remedy for one in checks if one.required and not one.ok]
+        remedy = (failed or [_forbidden(0) or said or "please report this"])[0]
+        checks.append(Check(VMS, "boot", False, error.message, remedy, required=True))
     finally:
         await host.close()
     return checks
@@ -96,7 +99,6 @@ async def _probe() -> dict[str, dict[str, Any]]:
 
 def _of_probes(probed: Mapping[str, Mapping[str, Any]]) -> list[Check]:
     namespaces = probed["user_namespace"]
-    as_root = os.geteuid() == 0
     checks = [
         Check(
             HOST, "user namespaces", namespaces["ok"],
@@ -106,17 +108,13 @@ def _of_probes(probed: Mapping[str, Mapping[str, Any]]) -> list[Check]:
     ]  # fmt: skip
     told = {
         "namespaces": ("other namespaces", "as for user namespaces"),
-        "proc": (
-            "a /proc of its own",
-            f"parts of /proc are covered here, as containers do: {CONTAINERS}"
-            + (" (root may go on without)" if as_root else ""),
-        ),
+        "proc": ("a /proc of its own", f"parts of /proc are covered here, as containers do: {CONTAINERS}"),
         "overlay": ("overlay", "Linux 5.11 or later, with overlayfs"),
         "filter": ("system-call filter", "a kernel with CONFIG_SECCOMP_FILTER"),
     }
     for key, (name, remedy) in told.items():
         one = probed[key]
-        checks.append(Check(HOST, name, one["ok"], one["detail"] or "works", remedy))
+        checks.append(Check(HOST, name, one["ok"], one["detail"] or "works", remedy, required=True))
     landlock, kvm = probed["landlock"], probed["kvm"]
     checks.append(Check(HOST, "Landlock", None, f"{landlock['detail']}; not used"))
     checks.append(
@@ -159,13 +157,16 @@ def _status(field: str) -> str:
 
 def _of_ids(factory: Factory) -> list[Check]:
     facts = factory.facts
-    checks = [Check(HOST, "runs as", None, MODES[facts.mode])]
+    told = MODES[facts.mode]
+    if facts.mode != "root" and os.geteuid() == 0:
+        told = f"root without CAP_SYS_ADMIN, and so as {told}"
+    checks = [Check(HOST, "runs as", None, told)]
     if facts.mode != "root":
         checks.append(
             Check(
                 HOST, "subordinate ids", facts.mode == "subuid", "in use" if facts.mode == "subuid" else "none",
-                "install uidmap (newuidmap), and usermod --add-subuids 100000-165535 --add-subgids 100000-165535 "
-                "USER",
+                CONTAINERS if os.geteuid() == 0 else "install uidmap (newuidmap), and usermod "
+                "--add-subuids 100000-165535 --add-subgids 100000-165535 USER",
             )
         )  # fmt: skip
     told = "VMs' root may install packages" if facts.idmap else "not for VMs' system directories"
@@ -230,6 +231,8 @@ def _of_limits(factory: Factory, descriptors: int) -> list[Check]:
         problems = state["problems"] or [{"what": "not found"}]
         detail = "; ".join(sorted({str(one["what"]) for one in problems}))
         remedy = "run as root, or in a cgroup of your own: systemd-run --user --scope -p Delegate=yes agentos serve"
+        if "Read-only" in detail:
+            remedy = f"mount the container's cgroup writable: {CONTAINERS}"
         checks.append(Check(LIMITS, f"cgroup {controller}", False, detail, remedy))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     room = (soft - _open_descriptors()) // max(descriptors, 1)
@@ -272,8 +275,9 @@ def _of_limits(factory: Factory, descriptors: int) -> list[Check]:
 def _promises(factory: Factory) -> list[Check]:
     enforced, mode = set(factory.cgroups["enforced"]), factory.facts.mode
     memory = "memory" in enforced
+    tiers = f"{', '.join(ISOLATION)} (SECURITY.md says what holds); no gVisor or microVM tier in this version"
     lines = [
-        ("isolation", True, "files, processes, network, users and the kernel's surface: SECURITY.md says how far", ""),
+        ("isolation", True, tiers, ""),
         ("ids of its own", mode == "root", "no two VMs share a host id" if mode == "root" else MODES[mode],
          "run as root"),
         ("memory", memory, "bounded for each VM as a whole" if memory else

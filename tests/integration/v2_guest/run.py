@@ -1,13 +1,14 @@
 """Run tests in a guest whose cgroups are version 2, on a host whose are not.
 
-    python tests/integration/v2_guest/run.py [--hybrid] KERNEL [pytest arguments]
+    python tests/integration/v2_guest/run.py [--hybrid | --delegated] KERNEL [pytest arguments]
 
 KERNEL is a bzImage with cgroup v2 and a serial console built in, such as that of Debian's
 linux-image-cloud-amd64. Needs qemu-system-x86_64 (KVM is not used), busybox (static) and cpio, and must
 itself run under a Python that has pytest and pytest-timeout. The guest is an initramfs of busybox, this
 Python and this repository's src and tests; it has no disk and no network. Exits as pytest did.
 
-With --hybrid the memory controller is mounted as version 1, and only the others are version 2.
+With --hybrid the memory controller is mounted as version 1, and only the others are version 2. With --delegated
+the tests run as an ordinary user, to whom one cgroup was given.
 """
 
 from __future__ import annotations
@@ -43,6 +44,17 @@ mkdir /sys/fs/cgroup/memory /sys/fs/cgroup/unified
 mount -t cgroup -o memory cgroup /sys/fs/cgroup/memory
 mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified"""
 
+# As systemd does for a user: the directory and the files that arrange what is below it, not its limits.
+DELEGATED = """mount -t cgroup2 cgroup2 /sys/fs/cgroup
+echo "+memory +pids +cpu" > /sys/fs/cgroup/cgroup.subtree_control
+mkdir /sys/fs/cgroup/given /sys/fs/cgroup/given/start
+for file in . start cgroup.procs cgroup.threads cgroup.subtree_control start/cgroup.procs; do
+    chown 1000:1000 /sys/fs/cgroup/given/$file
+done
+echo $$ > /sys/fs/cgroup/given/start/cgroup.procs
+chmod 1777 /tmp
+user=1000"""
+
 INIT = """#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /tmp /bin /usr/bin
 /bin/busybox --install -s /bin
@@ -52,9 +64,17 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
 mount -t tmpfs tmpfs /tmp
+user=0
 {mounts}
 cd /repository
-/python/bin/python -m pytest -p no:cacheprovider --import-mode=importlib --color=no -o timeout=300 {arguments}
+/python/bin/python -c '
+import os, sys
+user = int(sys.argv[1])
+os.setgroups([])
+os.setresgid(user, user, user)
+os.setresuid(user, user, user)
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+' $user -m pytest -p no:cacheprovider --import-mode=importlib --color=no -o timeout=300 {arguments}
 echo "guest: pytest ended with $?"
 poweroff -f
 """
@@ -121,8 +141,8 @@ def boot(kernel: str, root: Path, image: Path) -> int:
 def main() -> int:
     """Build the guest, run the tests in it, and clear it away."""
     mounts, arguments = V2, sys.argv[1:]
-    if arguments[:1] == ["--hybrid"]:
-        mounts, arguments = HYBRID, arguments[1:]
+    if arguments[:1] in (["--hybrid"], ["--delegated"]):
+        mounts, arguments = {"--hybrid": HYBRID, "--delegated": DELEGATED}[arguments[0]], arguments[1:]
     if not arguments:
         print(__doc__)
         return 64
