@@ -92,9 +92,8 @@ def go_before_init() -> None:
 
 
 def _let_go_of_priority() -> None:
-    """What is started from here has the ordinary priority again, sched(7)."""
-    if os.getpriority(os.PRIO_PROCESS, 0) < 0:
-        os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
+    """What runs here and is started from here has the ordinary priority, which init's is not."""
+    os.setpriority(os.PRIO_PROCESS, 0, max(0, os.getpriority(os.PRIO_PROCESS, 0)))
 
 
 def fork_confined(fds: list[int], message: Message, confinement: Confinement, processes: int) -> int:

@@ -19,6 +19,12 @@ from agentos.errors import StdinClosed
 
 READ_BYTES = 64 * 1024
 _READS_PER_WAKE = 8
+_SMALL_BYTES = 4096
+_SMALL_READS = 64
+"""In `_WINDOW_SECONDS`: who writes little and often shall not keep the event loop from all else. Beyond that the pipe
+is left to fill for a moment, longer each time in a row."""
+_WINDOW_SECONDS = 0.01
+_REST_SECONDS = (0.001, 0.008)
 
 
 def pending(fd: int) -> int:
@@ -48,6 +54,10 @@ class Reader:
         self._ended = ended
         self._keep_going = keep_going
         self._listening = False
+        self._small = 0
+        self._window = 0.0
+        self._rest = 0.0
+        self._resting: asyncio.TimerHandle | None = None
         if listen:
             self.resume()
 
@@ -72,9 +82,29 @@ class Reader:
             if self._keep_going and not self._keep_going():
                 self._pause()
                 return
+            got = self._read(READ_BYTES)
             # A short read means that the pipe is empty: asking again would only cost a call.
-            if self._read(READ_BYTES) < READ_BYTES:
+            if got < READ_BYTES:
+                if got < _SMALL_BYTES and self.fd >= 0:
+                    self._count_small()
                 return
+
+    def _count_small(self) -> None:
+        now = self._loop.time()
+        if now - self._window > _WINDOW_SECONDS:
+            if self._small <= _SMALL_READS:
+                self._rest = 0.0
+            self._window, self._small = now, 0
+        self._small += 1
+        if self._small > _SMALL_READS and self._resting is None:
+            least, most = _REST_SECONDS
+            self._rest = min(max(self._rest * 2, least), most)
+            self._pause()
+            self._resting = self._loop.call_later(self._rest, self._go_on)
+
+    def _go_on(self) -> None:
+        self._resting = None
+        self.resume()
 
     def _read(self, size: int) -> int:
         if self.fd < 0:
@@ -128,6 +158,8 @@ class Reader:
         """Stop reading and close the descriptor."""
         if self.fd >= 0:
             self._pause()
+            if self._resting:
+                self._resting.cancel()
             os.close(self.fd)
             self.fd = -1
 

@@ -48,6 +48,9 @@ _OTHER_NAMESPACES = (
     | syscalls.CLONE_NEWCGROUP
 )
 
+_SLICE_NS = 100_000
+"""The shortest time slice that Linux takes."""
+
 
 def main(lifeline: int, requests_fd: int) -> None:
     """The seed's whole life. `lifeline` ends with the zygote; it is for the VMs to watch."""
@@ -58,6 +61,9 @@ def main(lifeline: int, requests_fd: int) -> None:
     except ChannelBroken:
         return
     confinement = Confinement.from_json(message)
+    # All that runs in VMs inherits it. Who wants the CPU all the time is made to share it sooner with whoever has just
+    # been woken, and nobody gets more or less of it.
+    syscalls.sched_setattr(slice_ns=_SLICE_NS)
     if message["urgent"]:
         # However many programs want to run; only the VM's share of the CPU counts against others. Where it is not
         # allowed, PID 1 waits its turn.

@@ -47,11 +47,11 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified"""
 # As systemd does for a user: the directory and the files that arrange what is below it, not its limits.
 DELEGATED = """mount -t cgroup2 cgroup2 /sys/fs/cgroup
 echo "+memory +pids +cpu" > /sys/fs/cgroup/cgroup.subtree_control
-mkdir /sys/fs/cgroup/given /sys/fs/cgroup/given/start
-for file in . start cgroup.procs cgroup.threads cgroup.subtree_control start/cgroup.procs; do
+mkdir /sys/fs/cgroup/given
+for file in . cgroup.procs cgroup.threads cgroup.subtree_control; do
     chown 1000:1000 /sys/fs/cgroup/given/$file
 done
-echo $$ > /sys/fs/cgroup/given/start/cgroup.procs
+echo $$ > /sys/fs/cgroup/given/cgroup.procs
 chmod 1777 /tmp
 user=1000"""
 
