@@ -33,7 +33,7 @@ from agentos.linux import privileges, syscalls
 from agentos.machine import init
 from agentos.machine.boot import Boot, StepFailed
 from agentos.machine.channel import BlockingChannel, ChannelBroken, read, send_some
-from agentos.machine.confinement import Confinement
+from agentos.machine.confinement import SLICE_NS, Confinement
 
 _CHANNEL, _BOOTED, _SPARE = 4, 5, 6
 """Descriptors of init, after the lifeline, which the zygote has given the number 3."""
@@ -48,9 +48,6 @@ _OTHER_NAMESPACES = (
     | syscalls.CLONE_NEWCGROUP
 )
 
-_SLICE_NS = 100_000
-"""The shortest time slice that Linux takes."""
-
 
 def main(lifeline: int, requests_fd: int) -> None:
     """The seed's whole life. `lifeline` ends with the zygote; it is for the VMs to watch."""
@@ -61,9 +58,7 @@ def main(lifeline: int, requests_fd: int) -> None:
     except ChannelBroken:
         return
     confinement = Confinement.from_json(message)
-    # All that runs in VMs inherits it. Who wants the CPU all the time is made to share it sooner with whoever has just
-    # been woken, and nobody gets more or less of it.
-    syscalls.sched_setattr(slice_ns=_SLICE_NS)
+    syscalls.sched_setattr(slice_ns=SLICE_NS)
     if message["urgent"]:
         # However many programs want to run; only the VM's share of the CPU counts against others. Where it is not
         # allowed, PID 1 waits its turn.

@@ -12,6 +12,7 @@ init inherits and reports what had been running.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -22,7 +23,7 @@ from typing import Any
 
 from agentos.linux import privileges, proc, pty, syscalls
 from agentos.machine.channel import BlockingChannel, Message
-from agentos.machine.confinement import Confinement
+from agentos.machine.confinement import SLICE_NS, Confinement
 from agentos.machine.reserve import Reserve
 
 WASM_RUNNER = "/opt/agentos/bin/wasm"
@@ -59,7 +60,10 @@ def serve(
 
 
 def _posix_spawn(path: str, argv: list[str], environment: dict[str, str], actions: list[Any]) -> int:
-    return os.posix_spawn(path, argv, environment, file_actions=actions, setsid=True)
+    pid = os.posix_spawn(path, argv, environment, file_actions=actions, setsid=True)
+    with contextlib.suppress(OSError):  # it has ended already
+        syscalls.sched_setattr(pid, slice_ns=SLICE_NS, reset_on_fork=True)
+    return pid
 
 
 Execute = Callable[[str, list[str], dict[str, str], list[Any]], int]
