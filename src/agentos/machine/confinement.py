@@ -20,8 +20,9 @@ _KEPT_FD = 5
 """In a child: the namespace of the VM's root, after at most two descriptors of its own."""
 _OOM_SCORE_ADJ = 500
 SLICE_NS = 100_000
-"""The shortest time slice that Linux takes, for init, its servants, and each program that they start (not for what those
-start). It gives no more of the CPU, but gives it sooner where others want it all the time, in this VM or another.
+"""The shortest time slice that Linux takes, for init, its servants, and each program that they start (not for what
+those start). It gives no more of the CPU, but sooner, where others in this VM or another want it all the time.
+
 Where everything has it, a fork bomb keeps commands of its own VM waiting for seconds: who has been interrupted while
 holding a lock of the kernel waits for its turn among all the others.
 """
