@@ -101,7 +101,7 @@ def of_the_session() -> tuple[set[int], set[int], set[threading.Thread]]:
             fds |= {
                 one if isinstance(one, int) else one.fileno()
                 for one in held
-                if isinstance(one, int | socket.socket)
+                if isinstance(one, int | socket.socket) and not isinstance(one, bool)
             }
         if factory._process is not None:
             children.add(factory._process.pid)
