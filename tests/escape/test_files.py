@@ -173,7 +173,7 @@ while True:
 
 
 def test_what_changes_while_it_is_used() -> None:
-    """Directory and link, fifo and file change places, a file grows and shrinks: each call ends, one way or the other."""
+    """Directory and link, fifo and file change places, a file grows and shrinks: each call ends."""
 
     async def body(vm: VM) -> None:
         swapper = await vm.spawn("python3", ["-c", SWAPS], cwd=HOME)
@@ -229,7 +229,8 @@ def test_a_tree_that_is_filled_while_it_is_deleted() -> None:
 def test_names() -> None:
     """Not UTF-8, with newlines and escape sequences, as long as can be, and as deep."""
     code = (
-        "import os\nfor n in (b'\\xff\\xfe', b'a\\nb', b'\\x1b[2J', b'-rf', b'x' * 255):\n open(n, 'w').write('in it')\n"
+        "import os\nfor n in (b'\\xff\\xfe', b'a\\nb', b'\\x1b[2J', b'-rf', b'x' * 255):\n"
+        " open(n, 'w').write('in it')\n"
         "for _ in range(1500):\n os.mkdir('d'); os.chdir('d')\n"
     )
 
