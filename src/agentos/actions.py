@@ -116,6 +116,12 @@ def _need(name: str, kind: Kind) -> Param:
     return Param(name, kind, required=True)
 
 
+BOOT: Final = Param("boot_id", kinds.TEXT)
+"""An option of what is asked of a process or shell that a client knows: the boot of the VM in which it started.
+
+After another boot the same pid is another process. The server looks at it; the VM's methods know nothing of it.
+"""
+_SAME = (BOOT,)
 _PID = _need("pid", kinds.COUNT)
 _SHELL = _need("shell_id", kinds.TEXT)
 _PATH = _need("path", kinds.PATH)
@@ -138,6 +144,7 @@ _PAGE = (
     Param("cursor", kinds.COUNT),
     Param("max_bytes", kinds.POSITIVE),
     Param("wait", kinds.MILLISECONDS),
+    BOOT,
 )
 _TERMINAL = (
     Param("command", kinds.TEXT),
@@ -178,36 +185,38 @@ ACTIONS: Final[tuple[Action, ...]] = (
     _action("exec", "process.exec", "exec", [_COMMAND], _EXEC, kinds.EXEC_RESULT),
     _action("execFile", "process.execFile", "exec_file", [_COMMAND, _ARGS], _EXEC, kinds.EXEC_RESULT),
     _action("spawn", "process.spawn", "spawn", [_COMMAND, _ARGS], _SPAWN, kinds.PID),
-    _action("writeProcessStdin", "process.writeStdin", "write_process_stdin", [_PID, _DATA], (), kinds.NONE),
-    _action("closeProcessStdin", "process.closeStdin", "close_process_stdin", [_PID], (), kinds.NONE),
-    _action("waitProcess", "process.wait", "wait_process", [_PID], [_TIMEOUT], kinds.INTEGER),
+    _action(
+        "writeProcessStdin", "process.writeStdin", "write_process_stdin", [_PID, _DATA], _SAME, kinds.NONE
+    ),
+    _action("closeProcessStdin", "process.closeStdin", "close_process_stdin", [_PID], _SAME, kinds.NONE),
+    _action("waitProcess", "process.wait", "wait_process", [_PID], [_TIMEOUT, BOOT], kinds.INTEGER),
     _action("listProcesses", "process.list", "list_processes", (), (), kinds.SPAWNED_LIST),
-    _action("getProcess", "process.get", "get_process", [_PID], (), kinds.SPAWNED),
+    _action("getProcess", "process.get", "get_process", [_PID], _SAME, kinds.SPAWNED),
     _action(
         "stopProcess",
         "process.stop",
         "stop_process",
         [_PID],
-        [Param("kill_after", kinds.MILLISECONDS)],
+        [Param("kill_after", kinds.MILLISECONDS), BOOT],
         kinds.NONE,
     ),
-    _action("killProcess", "process.kill", "kill_process", [_PID], (), kinds.NONE),
+    _action("killProcess", "process.kill", "kill_process", [_PID], _SAME, kinds.NONE),
     _action(
         "signalProcess",
         "process.signal",
         "signal_process",
         [_PID, _need("signal", kinds.SIGNAL)],
-        (),
+        _SAME,
         kinds.NONE,
     ),
     _action("readProcessOutput", "process.readOutput", "read_process_output", [_PID], _PAGE, kinds.PAGE),
     _action("allProcesses", "process.all", "all_processes", (), (), kinds.PROCESS_LIST),
     _action("processTree", "process.tree", "process_tree", (), (), kinds.FOREST),
     _action("openShell", "terminal.open", "open_shell", (), _TERMINAL, kinds.SHELL_ID),
-    _action("writeShell", "terminal.write", "write_shell", [_SHELL, _DATA], (), kinds.NONE),
-    _action("resizeShell", "terminal.resize", "resize_shell", [_SHELL, *_SIZE], (), kinds.NONE),
-    _action("closeShell", "terminal.close", "close_shell", [_SHELL], (), kinds.NONE),
-    _action("waitShell", "terminal.wait", "wait_shell", [_SHELL], [_TIMEOUT], kinds.INTEGER),
+    _action("writeShell", "terminal.write", "write_shell", [_SHELL, _DATA], _SAME, kinds.NONE),
+    _action("resizeShell", "terminal.resize", "resize_shell", [_SHELL, *_SIZE], _SAME, kinds.NONE),
+    _action("closeShell", "terminal.close", "close_shell", [_SHELL], _SAME, kinds.NONE),
+    _action("waitShell", "terminal.wait", "wait_shell", [_SHELL], [_TIMEOUT, BOOT], kinds.INTEGER),
     _action("listShells", "terminal.list", "list_shells", (), (), kinds.SHELL_LIST),
     _action("readShell", "terminal.read", "read_shell", [_SHELL], _PAGE, kinds.PAGE),
     _file(

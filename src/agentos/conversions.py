@@ -339,8 +339,16 @@ INTEGER: Final = Result("int", _same, _same)
 BOOLEAN: Final = Result("bool", _same, _same)
 BYTES: Final = Result("bytes", _same, _same)
 NAMES: Final = Result("list[str]", _same, _same)
-PID: Final = Result("Process", lambda process: {"pid": process.pid}, lambda tree: tree["pid"])
-SHELL_ID: Final = Result("Shell", lambda shell: {"shellId": shell.shell_id}, lambda tree: tree["shellId"])
+PID: Final = Result(
+    "Process",
+    lambda process: {"pid": process.pid, "bootId": process.boot_id},
+    lambda tree: (tree["pid"], tree.get("bootId")),
+)
+SHELL_ID: Final = Result(
+    "Shell",
+    lambda shell: {"shellId": shell.shell_id, "bootId": shell.boot_id},
+    lambda tree: (tree["shellId"], tree.get("bootId")),
+)
 EXEC_RESULT: Final = Result("ExecResult", write_value, _read_exec)
 SPAWNED: Final = _of(SpawnedProcess)
 SPAWNED_LIST: Final = _list_of(SpawnedProcess)

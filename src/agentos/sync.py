@@ -194,6 +194,11 @@ class Process(Twin[AsyncProcess]):
         return self._async.status
 
     @property
+    def boot_id(self) -> str:
+        """The boot of the VM in which it started: in another one, its pid is another process's."""
+        return self._async.boot_id
+
+    @property
     def running(self) -> bool:
         """Whether its end has not been reported."""
         return self._async.running
@@ -274,6 +279,11 @@ class Shell(Twin[AsyncShell]):
     @property
     def status(self) -> ExitStatus | None:
         return self._async.status
+
+    @property
+    def boot_id(self) -> str:
+        """The boot of the VM in which it was opened: in another one, its id is another shell's."""
+        return self._async.boot_id
 
     @property
     def running(self) -> bool:
@@ -362,6 +372,11 @@ class VM(Twin[AsyncVM]):
     @property
     def spec(self) -> VmSpec:
         return self._async.spec
+
+    @property
+    def boot_id(self) -> str:
+        """Names this boot: only within it a pid or a shell's id means the same process."""
+        return self._async.boot_id
 
     @property
     def labels(self) -> dict[str, Any]:

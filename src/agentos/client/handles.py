@@ -26,9 +26,11 @@ async def follow(read: Callable[[int], Awaitable[OutputPage]], cursor: int) -> A
 class RemoteProcess:
     """A spawned process of a remote VM. Its verbs are the VM's, with the pid filled in."""
 
-    def __init__(self, vm: Verbs, pid: int) -> None:
+    def __init__(self, vm: Verbs, pid: int, boot_id: str | None = None) -> None:
         self.pid: int = pid
         self._vm = vm
+        self._same = {"pid": pid, "boot_id": boot_id}
+        """It alone is meant, not the process that has its pid after the VM has slept."""
         self._exit_code: int | None = None
 
     def __repr__(self) -> str:
@@ -41,7 +43,7 @@ class RemoteProcess:
 
     async def info(self) -> SpawnedProcess:
         """What there is to know of it now."""
-        found = await self._vm.get_process(self.pid)
+        found: SpawnedProcess = await self._vm._ask("get_process", **self._same)
         self._exit_code = found.exit_code
         return found
 
@@ -60,22 +62,25 @@ class RemoteProcess:
         self, cursor: int = 0, *, max_bytes: int = PAGE_BYTES, wait: float = 0.0
     ) -> OutputPage:
         """A page of its output from `cursor`; waits up to `wait` seconds where there is nothing yet."""
-        return await self._vm.read_process_output(self.pid, cursor, max_bytes=max_bytes, wait=wait)
+        page: OutputPage = await self._vm._ask(
+            "read_process_output", **self._same, cursor=cursor, max_bytes=max_bytes, wait=wait
+        )
+        return page
 
     async def write_stdin(self, data: str | bytes) -> None:
         """Write to its stdin; returns once the bytes are accepted, in order. StdinClosed when nobody can read them."""
-        await self._vm.write_process_stdin(self.pid, data)
+        await self._vm._ask("write_process_stdin", **self._same, data=data)
 
     async def close_stdin(self) -> None:
         """Close its stdin once all that was written has been taken. No effect when it is closed already."""
-        await self._vm.close_process_stdin(self.pid)
+        await self._vm._ask("close_process_stdin", **self._same)
 
     async def wait(self, timeout: float | None = None) -> int:
         """Its exit code, when its output up to its end is in the log.
 
         WaitTimeout after `timeout` seconds: it goes on.
         """
-        self._exit_code = code = await self._vm.wait_process(self.pid, timeout=timeout)
+        self._exit_code = code = await self._vm._wait("wait_process", timeout, **self._same)
         return code
 
     async def wait_status(self, timeout: float | None = None) -> ExitStatus:
@@ -86,23 +91,24 @@ class RemoteProcess:
 
     async def signal(self, signal: str | int) -> None:
         """Send it a signal. No effect when it has exited."""
-        await self._vm.signal_process(self.pid, signal)
+        await self._vm._ask("signal_process", **self._same, signal=signal)
 
     async def stop(self, *, kill_after: float | None = None) -> None:
         """SIGTERM to its process group; SIGKILL to all its descendants `kill_after` seconds later if it still runs."""
-        await self._vm.stop_process(self.pid, kill_after=kill_after)
+        await self._vm._ask("stop_process", **self._same, kill_after=kill_after)
 
     async def kill(self) -> None:
         """SIGKILL to it and to every descendant, whatever session it moved to. No effect when it has exited."""
-        await self._vm.kill_process(self.pid)
+        await self._vm._ask("kill_process", **self._same)
 
 
 class RemoteShell:
     """A terminal of a remote VM. Its verbs are the VM's, with the shell's id filled in."""
 
-    def __init__(self, vm: Verbs, shell_id: str) -> None:
+    def __init__(self, vm: Verbs, shell_id: str, boot_id: str | None = None) -> None:
         self.shell_id: str = shell_id
         self._vm = vm
+        self._same = {"shell_id": shell_id, "boot_id": boot_id}
         self._exit_code: int | None = None
 
     def __repr__(self) -> str:
@@ -129,24 +135,27 @@ class RemoteShell:
 
     async def read(self, cursor: int = 0, *, max_bytes: int = PAGE_BYTES, wait: float = 0.0) -> OutputPage:
         """A page of its output from `cursor`; waits up to `wait` seconds where there is nothing yet."""
-        return await self._vm.read_shell(self.shell_id, cursor, max_bytes=max_bytes, wait=wait)
+        page: OutputPage = await self._vm._ask(
+            "read_shell", **self._same, cursor=cursor, max_bytes=max_bytes, wait=wait
+        )
+        return page
 
     async def write(self, data: str | bytes) -> None:
         """Type `data`. Waits while the terminal takes no more; ShellClosed when it has ended."""
-        await self._vm.write_shell(self.shell_id, data)
+        await self._vm._ask("write_shell", **self._same, data=data)
 
     async def resize(self, cols: int, rows: int) -> None:
         """Change the terminal's size: the foreground program gets SIGWINCH. ShellClosed when it has ended."""
-        await self._vm.resize_shell(self.shell_id, cols, rows)
+        await self._vm._ask("resize_shell", **self._same, cols=cols, rows=rows)
 
     async def wait(self, timeout: float | None = None) -> int:
         """Its exit code, when its output up to its end is in the log.
 
         WaitTimeout after `timeout` seconds: it goes on.
         """
-        self._exit_code = code = await self._vm.wait_shell(self.shell_id, timeout=timeout)
+        self._exit_code = code = await self._vm._wait("wait_shell", timeout, **self._same)
         return code
 
     async def close(self) -> None:
         """Hang up, as when a terminal window is closed, and wait until the shell has ended. No effect when it has."""
-        await self._vm.close_shell(self.shell_id)
+        await self._vm._ask("close_shell", **self._same)

@@ -136,7 +136,7 @@ class Verbs:
         Raises SpawnFailed when there is no such program, or it can not be run. Asked again when the connection
         breaks, with a key of its own where none is given, so that it starts once.
         """
-        pid: int = await self._ask(
+        pid, boot_id = await self._ask(
             "spawn",
             command=command,
             args=args,
@@ -147,7 +147,7 @@ class Verbs:
             idempotency_key=idempotency_key or uuid.uuid4().hex,
             lossless=lossless,
         )
-        return RemoteProcess(self, pid)
+        return RemoteProcess(self, pid, boot_id)
 
     async def write_process_stdin(self, pid: int, data: str | bytes) -> None:
         """Write to a process's stdin: see Process.write_stdin."""
@@ -214,10 +214,10 @@ class Verbs:
         rows: int = 24,
     ) -> RemoteShell:
         """Open a terminal of `cols` x `rows` and run `command` in it: an interactive bash unless said otherwise."""
-        shell_id: str = await self._ask(
+        shell_id, boot_id = await self._ask(
             "open_shell", command=command, args=args, env=env, cwd=cwd, user=user, cols=cols, rows=rows
         )
-        return RemoteShell(self, shell_id)
+        return RemoteShell(self, shell_id, boot_id)
 
     async def write_shell(self, shell_id: str, data: str | bytes) -> None:
         """Type `data` in a shell: see Shell.write."""

@@ -62,6 +62,11 @@ class Process:
     # -- what a caller may ask
 
     @property
+    def boot_id(self) -> str:
+        """The boot of the VM in which it started: in another one, its pid is another process's."""
+        return self._vm.boot_id
+
+    @property
     def running(self) -> bool:
         """Whether its end has not been reported."""
         return self.status is None

@@ -65,6 +65,11 @@ class Shell:
         return f"<Shell {self.shell_id} pid={self.pid} {state}>"
 
     @property
+    def boot_id(self) -> str:
+        """The boot of the VM in which it was opened: in another one, its id is another shell's."""
+        return self._vm.boot_id
+
+    @property
     def running(self) -> bool:
         """Whether its end has not been reported."""
         return self.status is None

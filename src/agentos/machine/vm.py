@@ -9,6 +9,7 @@ import os
 import signal as signals
 import socket
 import stat
+import uuid
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -111,6 +112,8 @@ class VM:
             limits=Limits() if limits is None else limits, env=check_env(env), user=user, hostname=hostname,
             mounts=tuple(mounts), image=image, network=Network.of(network), isolation=isolation,
         )  # fmt: skip
+        self.boot_id: str = uuid.uuid4().hex
+        """Names this boot: only within it a pid or a shell's id means the same process."""
         self._host = host
         self._seed = _check_files(files)
         self._link: Link | None = None

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 from agentos import actions
 from agentos.actor import Actor
-from agentos.errors import AgentOSError
+from agentos.errors import AgentOSError, ProcessNotFound, ShellNotFound
 from agentos.server.fetch import fetch
 from agentos.server.metrics import Metrics
 from agentos.server.previews import Previews
@@ -75,6 +75,11 @@ class Calls:
         if action.target == "actor":
             return action.result.write(await self._of_actor(actor, action.method, arguments, origin))
         vm = await actor.vm()
+        boot = arguments.pop(actions.BOOT.name, vm.boot_id)
+        if boot != vm.boot_id:
+            if "pid" in arguments:
+                raise ProcessNotFound.of(arguments["pid"])
+            raise ShellNotFound.of(arguments["shell_id"])
         method = getattr(vm if action.target == "vm" else vm.files, action.method)
         return action.result.write(await method(**arguments))
 

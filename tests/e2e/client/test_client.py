@@ -21,6 +21,7 @@ from agentos.errors import (
     FileMissing,
     InvalidRequest,
     ProcessNotFound,
+    ShellNotFound,
     SpawnFailed,
     Unauthorized,
     VmNotFound,
@@ -284,6 +285,50 @@ def test_what_a_restarted_server_has_lost_is_told(start: Callable[..., AbstractC
             return stack.enter_context(start("agentos.server", "--port", port))
 
         asyncio.run(follow(url, first.close, restart))
+
+
+def test_a_pid_of_another_boot_is_another_process(start: Callable[..., AbstractContextManager[str]]) -> None:
+    """A handle from before the VM booted again reaches nothing, though its pid is in use again."""
+
+    async def before(url: str) -> tuple[Any, Any]:
+        async with create_client(url) as client:
+            agent = client.vm.get_or_create("boots")
+            processes = [await agent.spawn("sleep", ["1000"]) for _ in range(8)]
+            shell = await agent.open_shell()
+            assert (await processes[0].info()).running
+            await shell.write("x")
+            return {one.pid: one for one in processes}, shell
+
+    async def after(url: str, before: dict[int, Any], old_shell: Any) -> None:
+        async with create_client(url) as client:
+            agent = client.vm.get_or_create("boots")
+            processes = [await agent.spawn("sleep", ["1000"]) for _ in range(8)]
+            shell = await agent.open_shell()
+            process = next(one for one in processes if one.pid in before)
+            old = before[process.pid]
+            assert shell.shell_id == old_shell.shell_id
+            for handle in (type(old)(agent, **old._same), type(old_shell)(agent, **old_shell._same)):
+                known = vars(handle)["_same"]
+                missing = ProcessNotFound if "pid" in known else ShellNotFound
+                calls = (
+                    [handle.info, handle.kill, handle.stop, handle.wait, handle.close_stdin, handle.read_output,
+                     lambda one=handle: one.write_stdin("x"), lambda one=handle: one.signal("SIGKILL")]
+                    if "pid" in known
+                    else [handle.read, handle.wait, handle.close, lambda one=handle: one.write("exit\n"),
+                          lambda one=handle: one.resize(10, 10)]
+                )  # fmt: skip
+                for call in calls:
+                    with pytest.raises(missing):
+                        await call()
+            assert (await process.info()).running
+            assert (await shell.info()).running
+            # Whoever names a pid alone means the one that has it now.
+            assert (await agent.process(old.pid).info()).running
+
+    with start("agentos.server") as url:
+        processes, shell = asyncio.run(before(url))
+    with start("agentos.server") as url:
+        asyncio.run(after(url, processes, shell))
 
 
 def test_what_is_asked_again(url: str, breaking: Any) -> None:
