@@ -51,9 +51,8 @@ mkdir /sys/fs/cgroup/given
 for file in . cgroup.procs cgroup.threads cgroup.subtree_control; do
     chown 1000:1000 /sys/fs/cgroup/given/$file
 done
-echo $$ > /sys/fs/cgroup/given/cgroup.procs
 chmod 1777 /tmp
-user=1000"""
+user=1000 group=/given"""
 
 INIT = """#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /tmp /bin /usr/bin
@@ -64,17 +63,20 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
 mount -t tmpfs tmpfs /tmp
-user=0
+user=0 group=
 {mounts}
 cd /repository
 /python/bin/python -c '
 import os, sys
 user = int(sys.argv[1])
+if sys.argv[2]:
+    with open("/sys/fs/cgroup" + sys.argv[2] + "/cgroup.procs", "w") as file:
+        file.write(str(os.getpid()))
 os.setgroups([])
 os.setresgid(user, user, user)
 os.setresuid(user, user, user)
-os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
-' $user -m pytest -p no:cacheprovider --import-mode=importlib --color=no -o timeout=300 {arguments}
+os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
+' $user "$group" -m pytest -p no:cacheprovider --import-mode=importlib --color=no -o timeout=300 {arguments}
 echo "guest: pytest ended with $?"
 poweroff -f
 """
