@@ -438,6 +438,4 @@ def test_a_stopped_server_tells(start_server: Callable[..., Any]) -> None:
         code: int | None = peer.close_code
         return code
 
-    began = time.monotonic()
     assert over_websocket(f"{url}socket", body) in (1001, 1011, 1012)
-    assert time.monotonic() - began < 15
