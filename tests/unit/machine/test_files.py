@@ -402,7 +402,7 @@ class TestRefusals:
             os.close(os.open(home / "fifo", os.O_WRONLY))
             opened.set()
 
-        thread = threading.Thread(target=writer)
+        thread = threading.Thread(target=writer, daemon=True)
 
         async def scenario(files: Files) -> None:
             await files.exists("fifo")  # the worker is forked before there is a thread
@@ -411,9 +411,12 @@ class TestRefusals:
                 await files.read_file("fifo")
             assert not opened.is_set()
 
-        run(home, scenario)
-        os.close(os.open(home / "fifo", os.O_RDONLY))
-        thread.join()
+        try:
+            run(home, scenario)
+        finally:
+            os.close(os.open(home / "fifo", os.O_RDONLY | os.O_NONBLOCK))
+            thread.join(5)
+        assert opened.is_set()
 
     def test_file_bytes(self, home: Path) -> None:
         """What is over file_bytes is refused before anything is read or written; streams have no bound."""
