@@ -147,7 +147,7 @@ class Zygote:
             try:
                 os.dup2(fds[0], 1)
                 os.nice(10)
-                count = 'du -sxB1 -- "$1" | cut -f1; du -sx --inodes -- "$1" | cut -f1'
+                count = 'exec 2>/dev/null; du -sxB1 -- "$1" | cut -f1; du -sx --inodes -- "$1" | cut -f1'
                 os.execve("/bin/sh", ["sh", "-c", count, "sh", message["measure"]], {"PATH": "/usr/bin:/bin"})
             finally:
                 os._exit(127)

@@ -100,11 +100,11 @@ class Gateway:
                 raise MethodNotAllowed(
                     f"{request.method}: an action is called with POST", method=request.method
                 )
-            if self.leaving:
-                raise ServerGoing("the server is about to end")
+            self._check_staying()
             data = await request.body(self._settings)
             self._metrics.counters.bytes_in += len(data)
             call = await _decoded(encoding, data)
+            self._check_staying()  # those that are counted from here on are waited for
             actor = self._find(address)
             with actor.active(), self._one_more_call():
                 await actor.admit(terms.params)
@@ -127,6 +127,10 @@ class Gateway:
             if public
             else origin_of(request.scheme, request.header(b"host")) + request.root
         )
+
+    def _check_staying(self) -> None:
+        if self.leaving:
+            raise ServerGoing("the server is about to end")
 
     async def _fail(self, send: Send, error: Exception, actor: Actor | None, cors: Headers) -> None:
         """Answer with an error: always in JSON, which every client reads whatever it sent."""
