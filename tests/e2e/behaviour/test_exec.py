@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from e2e_support import as_root
 from surfaces import Surface, fails
 
 
@@ -176,6 +177,7 @@ def test_many_at_once_do_not_mix(on: Any) -> None:
     on(body)
 
 
+@as_root
 def test_out_of_memory_is_a_reason(on: Any) -> None:
     """Where the VM's memory has a limit, who goes over it is killed, and the result says why."""
 

@@ -106,7 +106,7 @@ def test_every_error_has_its_code(on: Any) -> None:
     """And names the path."""
 
     async def body(vm: Surface) -> None:
-        await vm.exec("mkdir dir; echo x > file; mkfifo fifo; mkdir full; touch full/x")
+        await vm.exec("mkdir dir; echo x > file; mkfifo fifo; mkdir full; touch full/x; mkdir -m 0 closed")
         for code, verb, args in (
             ("file.not_found", vm.read_file, ["none"]),
             ("file.not_found", vm.stat, ["none"]),
@@ -118,8 +118,8 @@ def test_every_error_has_its_code(on: Any) -> None:
             ("file.not_directory", vm.readdir, ["file"]),
             ("file.not_directory", vm.read_file, ["file/x"]),
             ("file.not_regular", vm.read_file, ["fifo"]),
-            ("file.permission_denied", vm.readdir, ["/root"]),
-            ("file.permission_denied", vm.write_file, ["/etc/mine", "x"]),
+            ("file.permission_denied", vm.readdir, ["closed"]),
+            ("file.permission_denied", vm.write_file, ["closed/mine", "x"]),
         ):
             with fails(code) as error:
                 await verb(*args)
