@@ -100,9 +100,10 @@ async def act(host: Host, good: VM, kind: str, mode: str, action: str) -> dict[s
     limits = Limits(file_bytes=FILE_BYTES)
     evil = await VM(host=host, hostname=f"evil.{kind}.{mode.replace(' ', '-')}", limits=limits).start()
     acting = asyncio.ensure_future(ACTIONS[action](evil))
-    answers = 0
+    answers = []
     for _ in range(5):
-        answers += (await good.exec("echo ok")).stdout == "ok\n"
+        answer = await good.exec("echo ok")
+        answers.append(answer.stdout if answer.stdout == "ok\n" else repr(answer))
     try:
         async with asyncio.timeout(FORGIVEN):
             outcome = repr(await acting)
@@ -111,7 +112,7 @@ async def act(host: Host, good: VM, kind: str, mode: str, action: str) -> dict[s
     except TimeoutError:
         outcome = "it hangs"
     await evil.close()
-    answers += (await good.exec("echo ok")).stdout == "ok\n"
+    answers.append((await good.exec("echo ok")).stdout)
     grown = memory_bytes("VmHWM") - before
     left = dict(descriptors() - fds)
     return {

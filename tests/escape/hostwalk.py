@@ -20,7 +20,7 @@ def worker_on_the_host() -> socket.socket:
 
 
 def root_of_the_vm() -> str:
-    """The root directory of the init that was started last."""
+    """The root directory of the init that was started last by this process's parent."""
     found = []
     for name in filter(str.isdecimal, os.listdir("/proc")):
         try:
@@ -29,9 +29,19 @@ def root_of_the_vm() -> str:
         except OSError:
             continue
         inner = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()
-        if status.startswith("Name:\tinit\n") and inner[2:] == ["1"]:
+        if (
+            status.startswith("Name:\tinit\n")
+            and inner[2:] == ["1"]
+            and parent(parent(int(name))) == os.getppid()
+        ):
             found.append((os.stat(f"/proc/{name}").st_ctime_ns, f"/proc/{name}/root"))
     return max(found)[1]
+
+
+def parent(pid: int) -> int:
+    """The parent of a process."""
+    with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
 
 
 def serve() -> None:

@@ -247,6 +247,7 @@ class Stage:
         self.host = host
         self.bait = bait
         self.vm: VM
+        self.spoilt = False
         self.neighbour: VM
 
     async def begin(self) -> None:
@@ -278,10 +279,11 @@ class Stage:
         if name in HOST_ATTEMPTS:
             return await self._make_here(name)
         attempt = ATTEMPTS[name]
-        if not self.vm.running or "capabilities" in attempt.without:
-            # The one before may have left another root, or none.
+        if not self.vm.running or self.spoilt:
+            # The one before may have left another root, or a spawner without descriptors.
             await self.vm.close()
             await self.boot()
+        self.spoilt = attempt.family == "init" or "capabilities" in attempt.without
         if attempt.before:
             prepared = await self.vm.exec(attempt.before, user="root", timeout=SECONDS)
             if prepared.exit_code and not shutil.which("setcap"):

@@ -110,7 +110,11 @@ def test_what_is_no_file_is_refused(action: Callable[[VM, str], Awaitable[object
     async def body(vm: VM) -> None:
         made = await vm.exec(OBJECTS)
         assert made.exit_code == 0, made.stderr
+        # With a single id the VM's root is its user: what is root's is no other's.
+        single = (await vm.exec("stat -c %u /root")).stdout != "0\n"
         for name in NAMES:
+            if single and name in ("denied", "shadow"):
+                continue
             with pytest.raises(FileError):
                 await action(vm, f"{HOME}/{name}")
 
@@ -158,7 +162,7 @@ SWAPS = """
 import ctypes, os
 os.makedirs("a", exist_ok=True)
 open("a/file", "w").write("inside")
-os.symlink("/etc", "b")
+os.symlink("/usr/share", "b")
 os.mkfifo("fifo")
 open("plain", "w").write("x" * 1000)
 exchange = ctypes.CDLL(None).renameat2
@@ -189,7 +193,7 @@ def test_what_changes_while_it_is_used() -> None:
                 with suppress(AgentOSError):
                     await step
         await swapper.kill()
-        names = await files.readdir("/etc")
+        names = await files.readdir("/usr/share")
         assert not [name for name in names if name.startswith(("new-", "moved"))]
 
     run(body)
