@@ -458,11 +458,15 @@ async def read_a_file_of_the_vms_root(stage: Stage) -> str:
 async def planted_symlink_as_mount_target(stage: Stage) -> str:
     name, directory = "planted_symlink_as_mount_target", stage.bait.directory
     spec = VmSpec(storage=f"{directory}/storage-{name}")
-    async with VM(spec=spec, host=stage.host) as vm:
-        await vm.exec(f"ln -s {directory} ~/data")
-    mounts = (Mount("/usr/share", f"/home/agentos/data/{name}"),)
-    async with VM(spec=VmSpec(storage=spec.storage, mounts=mounts), host=stage.host):
-        return "booted"
+    try:
+        async with VM(spec=spec, host=stage.host) as vm:
+            await vm.exec(f"ln -s {directory} ~/data")
+        mounts = (Mount("/usr/share", f"/home/agentos/data/{name}"),)
+        async with VM(spec=VmSpec(storage=spec.storage, mounts=mounts), host=stage.host):
+            return "booted"
+    finally:
+        factory = await stage.host.ready()
+        await asyncio.to_thread(factory.remove_tree, str(spec.storage))
 
 
 ALL = {**ATTEMPTS, **HOST_TABLE}
