@@ -255,3 +255,22 @@ def test_fifty_at_once(in_vm: Any) -> None:
         assert len({one.pid for one in spawned}) == 50
 
     in_vm(body)
+
+
+def test_the_output_of_exited_processes_has_a_bound_together(in_vm: Any) -> None:
+    """Of many that have exited, the newest can be replayed; of the oldest the record stays, and the gap is told."""
+    each = 1024 * 1024
+
+    async def body(vm: VM) -> None:
+        processes = []
+        for _ in range(6):
+            process = await vm.spawn("head", ["-c", str(each), "/dev/zero"])
+            assert await process.wait() == 0
+            processes.append(process)
+        assert sum(one.log.retained_bytes for one in processes) < 4 * each
+        oldest = await vm.read_process_output(processes[0].pid, cursor=0)
+        assert (oldest.truncated, oldest.skipped, oldest.exited) == (True, each, True)
+        newest = [one.data async for one in processes[-1].output()]
+        assert sum(map(len, newest)) == each
+
+    in_vm(body, limits=Limits(exited_log_bytes=2 * each))

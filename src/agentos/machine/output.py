@@ -139,6 +139,19 @@ class OutputLog:
             del self._blocks[: self._first]
             self._first = 0
 
+    @property
+    def retained_bytes(self) -> int:
+        """What is retained, with what it costs to retain it."""
+        return self._cost
+
+    def release(self) -> None:
+        """Drop all that is retained: who has not read it is told of a gap. A lossless log keeps what is unread."""
+        if self.lossless and self._consumed < self.end:
+            return
+        self._blocks.clear()
+        self._first = self._cost = 0
+        self.start = self.end
+
     def finish(self) -> None:
         """Nothing will follow: readers at the end are told so."""
         self.finished = True

@@ -563,8 +563,18 @@ class VM:
             oldest = self._exited.popleft()
             if oldest in self._processes and not self._processes[oldest].running:
                 del self._processes[oldest]
+        self._bound_exited_logs()
         if self.on_process_end:
             self.on_process_end(process)
+
+    def _bound_exited_logs(self) -> None:
+        left = self.spec.limits.exited_log_bytes
+        for pid in reversed(self._exited):
+            process = self._processes.get(pid)
+            if process is not None and not process.running:
+                if left <= 0:
+                    process.log.release()
+                left -= process.log.retained_bytes
 
     @property
     def process(self) -> ProcessVerbs[Process]:

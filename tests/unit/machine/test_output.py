@@ -249,3 +249,28 @@ def test_who_reads_nothing_and_goes_leaves_a_lossless_log_as_it_was() -> None:
     assert b"".join(chunk.data for chunk in page.events) == b"y" * 10
     log.read(page.cursor)
     assert not log.full
+
+
+def test_what_is_released_is_a_gap() -> None:
+    """A log that lets go of all it has says so to who had not read it, and takes what still comes."""
+    log = OutputLog(1 << 20)
+    log.append("stdout", b"x" * 5000)
+    log.release()
+    assert log.retained_bytes == 0
+    log.append("stderr", b"last")
+    log.finish()
+    page = log.read(0)
+    assert (page.truncated, page.skipped, page.exited) == (True, 5000, True)
+    assert [(one.stream, one.data, one.offset) for one in page.events] == [("stderr", b"last", 0)]
+
+
+def test_a_lossless_log_keeps_what_nobody_has_read() -> None:
+    """Releasing it has an effect only when all of it was read."""
+    log = OutputLog(1 << 20, lossless=True)
+    log.append("stdout", b"unread")
+    log.release()
+    page = log.read(0)
+    assert [one.data for one in page.events] == [b"unread"]
+    log.read(page.cursor)
+    log.release()
+    assert log.retained_bytes == 0
