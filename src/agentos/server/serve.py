@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 import threading
@@ -114,12 +115,15 @@ def serve(
 ) -> None:
     """Serve until SIGINT or SIGTERM. Raises InvalidRequest for an address that needs a token and has none.
 
+    This process's soft limit of open files becomes the hard one.
+
     `pool` VMs of each kind are booted before they are asked for (None: as many as `setup` was told, or two).
     Connections are told to come back, calls in flight get a few seconds to end, VMs are put to sleep with
     their files.
     """
     if not logging.getLogger("agentos").handlers:
         log_to_stderr(os.environ.get("AGENTOS_LOG", "info"))
+    _allow_many_files()
     server = make_server(registry, host, port, data_dir, token, pool)
     sockets = inherited_sockets()
     for one in sockets or ():
@@ -128,6 +132,12 @@ def serve(
     server.run(sockets)
     if not server.started:
         raise SystemExit(3)
+
+
+def _allow_many_files() -> None:
+    """Every VM and connection takes descriptors: as many as the host allows, and not the few that are customary."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def inherited_sockets() -> list[socket.socket] | None:

@@ -25,6 +25,8 @@ class RunningServer:
         env = {name: value for name, value in os.environ.items() if name != "AGENTOS_TOKEN"}
         self.process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, env=env)
         self.logs: list[dict[str, Any]] = []
+        self.strays: list[bytes] = []
+        """What it wrote to stderr that is not a line of its log."""
         self.port = self._read_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = self.client()
@@ -45,7 +47,10 @@ class RunningServer:
     def _read_rest(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            self.logs.append(json.loads(line))
+            try:
+                self.logs.append(json.loads(line))
+            except ValueError:
+                self.strays.append(line)
 
     def client(self) -> httpx.Client:
         """A client of its own."""
@@ -74,6 +79,8 @@ class RunningServer:
         self.process.kill()
         self.process.wait(20)
         self._reader.join(20)
+        if self.strays and not self.strays[-1].endswith(b"\n"):
+            self.strays.pop()  # it was killed while it wrote
 
     def close(self) -> int:
         """SIGTERM, and the exit code."""
@@ -84,6 +91,7 @@ class RunningServer:
         self._reader.join(20)
         assert self.process.stderr is not None
         self.process.stderr.close()
+        assert not self.strays, self.strays
         return code
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import socket
 import struct
 import subprocess
@@ -563,6 +564,8 @@ def test_a_body_that_grows_over_the_limit(impatient: int) -> None:
 
 def test_a_thousand_connections_that_say_nothing(impatient: int) -> None:
     """Others are served meanwhile, and the thousand are let go."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
     with contextlib.ExitStack() as stack:
         silent = [
             stack.enter_context(socket.create_connection(("127.0.0.1", impatient))) for _ in range(1000)
