@@ -19,7 +19,7 @@ from agentos.errors import AgentOSError, FileError, LimitExceeded
 
 HOME = "/home/agentos"
 ENTRIES = 200_000
-"""In one directory. A million are more than disk_files by default; they took half a minute to make."""
+"""In one directory. A million are more than disk_files by default."""
 GROWTH_BYTES = 96 * 1024 * 1024
 """What the host process may grow by while it handles any of these."""
 
