@@ -100,8 +100,8 @@ class Boot:
         nosuid_nodev = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
         mounts.attach(mounts.make_filesystem("overlay", options, nosuid_nodev), target)
 
-    def mount_point(self, path: str, like: str) -> None:
-        # Like the mount that comes next: the path itself may be closed to the VM.
+    def mount_point(self, path: str) -> None:
+        # For the mount that comes next, of whose source the path may be closed to the VM.
         mounts.make_target(path, directory=stat.S_ISDIR(os.fstat(self.prepared[0]).st_mode))
 
     def pivot_root(self, root: str, detach: str) -> None:

@@ -16,7 +16,6 @@ from operator import attrgetter
 
 from agentos.model import OutputChunk, OutputPage, StreamName, check_count, check_seconds
 
-BLOCK_BYTES = 64 * 1024
 _BLOCK_COST = 256
 """What a block costs beyond its bytes: two streams that alternate byte by byte must not outgrow the bound."""
 _GATHER_BELOW = 4096

@@ -100,7 +100,7 @@ def plan_vm(spec: VmSpec, facts: HostFacts) -> list[Step]:
             )
         attributes = ["nosuid", "nodev"] + (["ro"] if mount.read_only else [])
         target = root + mount.guest_path.rstrip("/")
-        steps.append(("mount_point", {"path": target, "like": mount.host_path}))
+        steps.append(("mount_point", {"path": target}))
         steps.append(_bind_host(mount.host_path, target, attributes, idmap=facts.idmap))
     steps += [
         ("pivot_root", {"root": root, "detach": stage}),

@@ -18,7 +18,6 @@ NOERROR: Final = 0
 FORMERR: Final = 1
 SERVFAIL: Final = 2
 NXDOMAIN: Final = 3
-NOTIMP: Final = 4
 _RESPONSE, _TRUNCATED, _WANTED, _AVAILABLE = 0x8000, 0x0200, 0x0100, 0x0080
 PLAIN_BYTES: Final = 512
 """What a UDP answer may have where the question does not say more."""

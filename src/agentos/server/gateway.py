@@ -102,7 +102,6 @@ class Gateway:
                 )
             self._check_staying()
             data = await request.body(self._settings)
-            self._metrics.counters.bytes_in += len(data)
             call = await _decoded(encoding, data)
             self._check_staying()  # those that are counted from here on are waited for
             actor = self._find(address)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from agentos.errors import InvalidRequest
 from agentos.model import check_count
@@ -95,5 +95,3 @@ class Counters:
     event_frames: int = 0
     event_bytes: int = 0
     gaps: int = 0
-    bytes_in: int = 0
-    by_reason: dict[str, int] = field(default_factory=dict)
