@@ -90,6 +90,12 @@ EMBEDDED = Module(
         },
         "Host": {"ready", "shut_down", "vms"},
     },
+    {
+        "VmBase": "agentos.machine.verbs.base",
+        "ExecVerbs": "agentos.machine.verbs.exec",
+        "BackgroundVerbs": "agentos.machine.verbs.processes",
+        "ShellVerbs": "agentos.machine.verbs.shells",
+    },
     tail='''
 
 def __getattr__(name: str) -> Any:
@@ -164,11 +170,9 @@ class Twin:
         self.unused = set(self.internal)
         self.phrases = phrases
         self.node, self.text = self._class(name, module)
-        own = [_unparse(base) for base in self.node.bases]
-        bases = [self._class(base, self.module.bases[base]) for base in own if base in self.module.bases]
         self.functions = [
             (function, text)
-            for node, text in (*bases, (self.node, self.text))
+            for node, text in (*self._bases(self.node).values(), (self.node, self.text))
             for function in node.body
             if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
         ]
@@ -178,6 +182,15 @@ class Twin:
         tree = ast.parse(text)
         self.imports.known |= _imported(tree, module)
         return next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name), text
+
+    def _bases(self, node: ast.ClassDef) -> dict[str, tuple[ast.ClassDef, str]]:
+        """The classes whose methods it inherits, theirs included, each once."""
+        found: dict[str, tuple[ast.ClassDef, str]] = {}
+        for base in map(_unparse, node.bases):
+            if base in self.module.bases:
+                inherited = self._class(base, self.module.bases[base])
+                found |= self._bases(inherited[0]) | {base: inherited}
+        return found
 
     def source(self) -> str:
         """The twin's class statement."""

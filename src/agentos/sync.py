@@ -383,31 +383,10 @@ class VM(Twin[AsyncVM]):
         """What log lines about it say besides; to be set before the start."""
         return self._async.labels
 
-    def __enter__(self) -> VM:
-        run(self._async.__aenter__())
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        run(self._async.__aexit__(*exc_info))
-
-    def start(self) -> VM:
-        """Boot. Raises BootFailed with the step, errno and remedy when the host does not allow it."""
-        run(self._async.start())
-        return self
-
-    def close(self) -> None:
-        """End the VM and wait until nothing of it is left. No effect when it has ended."""
-        run(self._async.close())
-
     @property
     def running(self) -> bool:
         """Whether it has been started and has not ended."""
         return self._async.running
-
-    @property
-    def files(self) -> Files:
-        """The file actions, streams included."""
-        return Files(self._async.files)
 
     def exec(
         self,
@@ -484,11 +463,6 @@ class VM(Twin[AsyncVM]):
                 on_leader_exit=on_leader_exit,
             )
         )
-
-    @property
-    def limits_hit(self) -> Mapping[str, int]:
-        """How often the VM came to each of its limits: those that it came to, by their names in Limits."""
-        return self._async.limits_hit
 
     def spawn(
         self,
@@ -625,6 +599,32 @@ class VM(Twin[AsyncVM]):
     ) -> OutputPage:
         """A page of a shell's output; cursor 0 begins with the retained scrollback."""
         return run(self._async.read_shell(shell_id, cursor, max_bytes=max_bytes, wait=wait))
+
+    def __enter__(self) -> VM:
+        run(self._async.__aenter__())
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        run(self._async.__aexit__(*exc_info))
+
+    def start(self) -> VM:
+        """Boot. Raises BootFailed with the step, errno and remedy when the host does not allow it."""
+        run(self._async.start())
+        return self
+
+    def close(self) -> None:
+        """End the VM and wait until nothing of it is left. No effect when it has ended."""
+        run(self._async.close())
+
+    @property
+    def files(self) -> Files:
+        """The file actions, streams included."""
+        return Files(self._async.files)
+
+    @property
+    def limits_hit(self) -> Mapping[str, int]:
+        """How often the VM came to each of its limits: those that it came to, by their names in Limits."""
+        return self._async.limits_hit
 
     def connect(self, port: int) -> socket.socket:
         """A blocking socket, connected to `port` on the VM's loopback: the caller closes it.

@@ -20,7 +20,7 @@ from typing import Any
 
 from agentos import VM, Host, Limits
 from agentos.errors import AgentOSError
-from agentos.machine import filewire, link, vm
+from agentos.machine import connections, filewire, link
 
 SECONDS = 0.5
 """What the host waits for a servant, in place of the product's longer patience."""
@@ -128,7 +128,7 @@ async def main(cases: list[str]) -> None:
     """Act on one evil VM after the other, while the good one works."""
     link.LAUNCH_SECONDS = SECONDS
     filewire.PROGRESS_S = SECONDS
-    vm._CONNECT_SECONDS = SECONDS
+    connections._CONNECT_SECONDS = SECONDS
     problems: list[str] = []
     asyncio.get_running_loop().set_exception_handler(
         lambda _, context: problems.append(str(context.get("exception", context)))

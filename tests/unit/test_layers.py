@@ -89,7 +89,6 @@ MOST_LINES = 400
 LONGER = {
     "sync.py": "generated",
     "client/sync.py": "generated",
-    "machine/vm.py": "every verb of the contract, each a few lines with its docstring",
     "machine/link.py": "one VM's channel, spawners and launches: they share their state",
     "model.py": "values only",
     "actor.py": "one actor's whole life: its steps share its state",

@@ -32,8 +32,12 @@ NOT_FOR_CALLERS = {
 
 
 def public(kind: type) -> dict[str, Any]:
-    """Public members, and the methods of a context manager under one name."""
-    members = {name: value for name, value in vars(kind).items() if not name.startswith("_")}
+    """Public members, inherited ones too, and the methods of a context manager under one name."""
+    everything = {
+        name: value for one in reversed(kind.__mro__[:-1]) if one.__module__ != "agentos.background"
+        for name, value in vars(one).items()
+    }  # fmt: skip
+    members = {name: value for name, value in everything.items() if not name.startswith("_")}
     for name in ("enter", "exit"):
         for dunder in (f"__a{name}__", f"__{name}__"):
             if dunder in vars(kind):
@@ -63,7 +67,7 @@ def test_twins_have_the_same_members(asynchronous: type, blocking: type) -> None
     } - NOT_FOR_CALLERS[asynchronous]
     offered = public(blocking)
     assert wanted <= set(offered)
-    assert NOT_FOR_CALLERS[asynchronous] <= set(vars(asynchronous))
+    assert NOT_FOR_CALLERS[asynchronous] <= set(dir(asynchronous))
     assert not NOT_FOR_CALLERS[asynchronous] & set(offered)
     for value in offered.values():
         assert not inspect.iscoroutinefunction(value)

@@ -27,7 +27,7 @@ from agentos.model import (
 )
 
 if TYPE_CHECKING:
-    from agentos.machine.vm import VM
+    from agentos.machine.verbs.processes import BackgroundVerbs
 
 
 class Process:
@@ -37,7 +37,7 @@ class Process:
     can be asked for late.
     """
 
-    def __init__(self, vm: VM, program: Program, command: str, args: tuple[str, ...]) -> None:
+    def __init__(self, vm: BackgroundVerbs, program: Program, command: str, args: tuple[str, ...]) -> None:
         self.pid = 0
         self.command = command
         self.args = args

@@ -27,7 +27,7 @@ from agentos.model import (
 )
 
 if TYPE_CHECKING:
-    from agentos.machine.vm import VM
+    from agentos.machine.verbs.shells import ShellVerbs
 
 HANG_UP_SECONDS = 2.0
 """How long a shell may take to end after its terminal is closed, before it is killed."""
@@ -41,7 +41,7 @@ class Shell:
     """An open shell of a VM. Its verbs are the VM's, with the shell's id filled in."""
 
     def __init__(
-        self, vm: VM, shell_id: str, program: Program, size: TermSize, scrollback_bytes: int
+        self, vm: ShellVerbs, shell_id: str, program: Program, size: TermSize, scrollback_bytes: int
     ) -> None:
         self.shell_id = shell_id
         self.pid = 0

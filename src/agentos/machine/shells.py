@@ -1,0 +1,56 @@
+"""The shells of a VM: those that are open, and the newest of those that have ended."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from agentos.errors import LimitExceeded, ShellNotFound
+from agentos.machine.shell import Shell
+from agentos.model import Limits, ShellInfo
+
+
+class Shells:
+    """Of one VM, by id. Bounded by the limits shells and exited_shells."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._shells: dict[str, Shell] = {}
+        self._ended: deque[str] = deque()
+        self._count = 0
+
+    def get(self, shell_id: str) -> Shell:
+        """The one of this id. ShellNotFound when there is none."""
+        found = self._shells.get(shell_id)
+        if found is None:
+            raise ShellNotFound.of(shell_id)
+        return found
+
+    def running(self) -> dict[int, str]:
+        """The ids of those that are open, by the pids of their programs."""
+        return {one.pid: one.shell_id for one in self._shells.values() if one.running}
+
+    def infos(self) -> list[ShellInfo]:
+        """All of them, oldest first."""
+        return [one.info() for one in self._shells.values()]
+
+    def new_id(self) -> str:
+        """An id for one more. LimitExceeded (shells) where as many are open as may be."""
+        alive, most = sum(1 for one in self._shells.values() if one.running), self._limits.shells
+        if alive >= most:
+            raise LimitExceeded.of("shells", alive + 1, most, f"{alive} shells are open already")
+        self._count += 1
+        return f"shell-{self._count}"
+
+    def add(self, shell: Shell) -> None:
+        """One is being opened, and counts from now on."""
+        self._shells[shell.shell_id] = shell
+
+    def discard(self, shell: Shell) -> None:
+        """It could not be opened."""
+        del self._shells[shell.shell_id]
+
+    def ended(self, shell: Shell) -> None:
+        """One has ended: remember it, and forget the oldest beyond the limit."""
+        self._ended.append(shell.shell_id)
+        while len(self._ended) > self._limits.exited_shells:
+            self._shells.pop(self._ended.popleft(), None)

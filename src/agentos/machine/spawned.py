@@ -1,0 +1,79 @@
+"""The processes that spawn started: those that run, and the newest of those that have ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable
+
+from agentos.errors import ProcessNotFound
+from agentos.machine.process import Process
+from agentos.model import Limits, SpawnedProcess
+
+_REMEMBERED_KEYS = 1024
+"""Idempotency keys remembered for one VM, oldest forgotten first."""
+
+
+class Spawned:
+    """Of one VM, by pid. Bounded by the limits exited_processes and exited_log_bytes."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._processes: dict[int, Process] = {}
+        self._exited: deque[int] = deque()
+        self._keys: OrderedDict[str, asyncio.Future[Process]] = OrderedDict()
+
+    def get(self, pid: int) -> Process:
+        """The one of this pid. ProcessNotFound when there is none."""
+        found = self._processes.get(pid)
+        if found is None:
+            raise ProcessNotFound.of(pid)
+        return found
+
+    def running(self) -> list[int]:
+        """The pids of those that run."""
+        return [one.pid for one in self._processes.values() if one.running]
+
+    def infos(self) -> list[SpawnedProcess]:
+        """All of them, oldest first."""
+        return sorted((one.info() for one in self._processes.values()), key=lambda info: info.start_time)
+
+    def add(self, process: Process) -> None:
+        """One has started."""
+        # A pid may come round again: the process that had it before is the one to forget.
+        self._processes.pop(process.pid, None)
+        self._processes[process.pid] = process
+
+    def ended(self, process: Process) -> None:
+        """One has ended: remember it, and forget the oldest beyond the limit."""
+        self._exited.append(process.pid)
+        while len(self._exited) > self._limits.exited_processes:
+            oldest = self._exited.popleft()
+            if oldest in self._processes and not self._processes[oldest].running:
+                del self._processes[oldest]
+        self._bound_exited_logs()
+
+    def _bound_exited_logs(self) -> None:
+        left = self._limits.exited_log_bytes
+        for pid in reversed(self._exited):
+            process = self._processes.get(pid)
+            if process is not None and not process.running:
+                if left <= 0:
+                    process.log.release()
+                left -= process.log.retained_bytes
+
+    async def once(self, key: str, spawn: Callable[[], Awaitable[Process]]) -> Process:
+        """What the first `spawn` with this key started."""
+        spawning = self._keys.get(key)
+        if spawning is None:
+            # A task of its own: who asks again must not be cancelled with the first, whose connection broke.
+            spawning = asyncio.ensure_future(spawn())
+            spawning.add_done_callback(lambda done: self._forget_failed(key, done))
+            self._keys[key] = spawning
+            while len(self._keys) > _REMEMBERED_KEYS:
+                self._keys.popitem(last=False)
+        return await asyncio.shield(spawning)
+
+    def _forget_failed(self, key: str, done: asyncio.Future[Process]) -> None:
+        if (done.cancelled() or done.exception() is not None) and self._keys.get(key) is done:
+            del self._keys[key]

@@ -1,0 +1,89 @@
+"""What all programs that the API starts have in common: how many may run, a second try, what their ends tell."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TypeVar
+
+from agentos.errors import LimitExceeded, SpawnFailed
+from agentos.machine.alarms import Alarms
+from agentos.machine.jobs import Program
+from agentos.model import Limits
+
+_T = TypeVar("_T")
+_SPAWNER_TRIES = 5
+
+
+class Starts:
+    """The starts of one VM. `oom_kills` counts the processes that the kernel has killed for want of memory."""
+
+    def __init__(self, limits: Limits, alarms: Alarms, oom_kills: Callable[[], int]) -> None:
+        self._limits = limits
+        self._alarms = alarms
+        self.oom_kills = oom_kills
+        self._live = 0
+
+    async def insist(self, start: Callable[[bool], Awaitable[_T]]) -> _T:
+        """Begin again where a guest has killed the spawner, or left it no process, before anything was started.
+
+        Then with the reserve: `start` is told whether to use that. LimitExceeded where it has no process left either.
+        """
+        limits, reserve = self._limits, False
+        for attempt in range(_SPAWNER_TRIES):
+            try:
+                return await start(reserve)
+            except SpawnFailed as error:
+                step, number = error.details.get("step"), error.os_errno
+                if step == "pty" and number == errno.ENOSPC:
+                    self._alarms.reached("terminals")
+                    raise LimitExceeded.of(
+                        "terminals",
+                        limits.terminals + 1,
+                        limits.terminals,
+                        "all terminals of the VM are open",
+                    ) from error
+                if number == errno.EAGAIN:
+                    self._alarms.reached("processes")
+                    self._alarms.make_room()
+                if number == errno.EAGAIN and reserve:
+                    said = (
+                        "the VM has as many processes as it may, and the reserve for commands is used up too"
+                    )
+                    raise LimitExceeded.of(
+                        "processes", limits.processes + 1, limits.processes, said
+                    ) from error
+                if attempt == _SPAWNER_TRIES - 1 or not (step == "spawner" or number == errno.EAGAIN):
+                    raise
+                reserve = number == errno.EAGAIN or attempt > 0
+        raise AssertionError("unreachable")
+
+    @contextlib.contextmanager
+    def one_more(self) -> Iterator[None]:
+        """Count a program while it runs. LimitExceeded (live_processes) where as many run as may."""
+        self.begin()
+        try:
+            yield
+        finally:
+            self.end()
+
+    def begin(self) -> None:
+        """The same for a program whose end comes elsewhere: count it from now on, until `end`."""
+        limit = self._limits.live_processes
+        if self._live >= limit:
+            self._alarms.reached("live_processes")
+            raise LimitExceeded.of("live_processes", self._live + 1, limit, f"{limit} processes run already")
+        self._live += 1
+
+    def end(self) -> None:
+        """It runs no more."""
+        self._live -= 1
+
+    def note_end(self, reason: str | None, pid: int | None, program: Program) -> None:
+        """A program has ended: of one of the VM's limits, perhaps."""
+        if reason == "oom":
+            self._alarms.killed(pid, program.argv[0])
+        elif reason == "outputLimit":
+            self._alarms.reached("runaway_bytes", pid=pid, command=program.argv[0])
+        self._alarms.settle()
