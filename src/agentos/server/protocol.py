@@ -14,6 +14,11 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from agentos.server.settings import Settings
 
+_PIECE = 16 * 1024
+"""Bytes that are parsed at once: how far headers may exceed their bound before that is seen."""
+_LINGER_SECONDS = 2.0
+"""How long a client that is refused may go on sending: closed earlier, it could lose the answer (RFC 9112, 9.6)."""
+
 BREAK_OFF = "agentos.break_off"
 """An ASGI extension: its `close` ends the connection after what was sent, so that half an answer stays half."""
 
@@ -28,6 +33,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._header_bytes = 0
         self._in_headers = False
+        self._refused = False
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -38,12 +44,16 @@ class BoundedHttp(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._in_headers:
-            self._header_bytes += len(data)
-            if self._header_bytes > self.settings.max_header_bytes:
-                self._refuse(b"431 Request Header Fields Too Large", b"headers too long")
+        for start in range(0, len(data), _PIECE):
+            if self._refused or self.transport.is_closing() or self.transport.get_protocol() is not self:
                 return
-        super().data_received(data)
+            piece = data[start : start + _PIECE]
+            if self._in_headers:
+                self._header_bytes += len(piece)
+                if self._header_bytes > self.settings.max_header_bytes:
+                    self._refuse(b"431 Request Header Fields Too Large", b"headers too long")
+                    return
+            super().data_received(piece)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -68,11 +78,17 @@ class BoundedHttp(HttpToolsProtocol):
         self._refuse(b"408 Request Timeout", b"headers did not arrive in time")
 
     def _refuse(self, status: bytes, text: bytes) -> None:
-        if not self.transport.is_closing():
+        if not self._refused and not self.transport.is_closing():
+            self._refused = True
+            self._stop_timer()
             head = b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-type: application/json\r\n"
             body = b'{"group":"request","code":"invalid","message":"' + text + b'"}'
             self.transport.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
-            self.transport.close()
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+                self._timer = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+            else:
+                self.transport.close()
 
 
 class Sockets(WebSocketsSansIOProtocol):

@@ -525,6 +525,19 @@ def test_what_begins_and_does_not_go_on(impatient: int, sent: bytes, status: byt
     well(impatient)
 
 
+@pytest.mark.parametrize("head", [b"GET /health HTTP/1.1\r\nhost: localhost\r\n", SHAKE])
+@pytest.mark.parametrize("rest", [b"", b"\r\n\r\n"], ids=["unfinished", "whole"])
+@pytest.mark.parametrize("size", [100_000, 2_000_000])
+def test_headers_that_come_at_once(impatient: int, head: bytes, rest: bytes, size: int) -> None:
+    """Too long is too long, however they are sent; who still sends gets the answer too."""
+    with socket.create_connection(("127.0.0.1", impatient)) as raw:
+        raw.settimeout(10)
+        raw.sendall(head + b"x: " + b"y" * size + rest)
+        answer = read_to_end(raw)
+    assert answer.startswith(b"HTTP/1.1 431"), answer
+    well(impatient)
+
+
 @pytest.mark.parametrize("head", [b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: ", SHAKE + b"x: "])
 def test_headers_byte_by_byte(impatient: int, head: bytes) -> None:
     """Each byte in time, the whole never: the time is for all of it."""
