@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import posixpath
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, BinaryIO, Final
 
+from agentos.commands.localtree import LocalTree
 from agentos.commands.remote import add_vm_options, import_client, printable
 from agentos.errors import AgentOSError, FileError, InvalidRequest
 from agentos.wire.keys import deserialize_key
@@ -118,23 +120,30 @@ def _copy_out(files: RemoteFiles, source: str, target: str) -> None:
         for piece in files.read_file_stream(source):
             sys.stdout.buffer.write(piece)
         return
-    if os.path.isdir(target):
-        target = os.path.join(target, posixpath.basename(source.rstrip("/")) or "root")
+    # Of what is copied into a directory, the user has named the directory alone.
+    into = os.path.isdir(target)
+    below = [posixpath.basename(source.rstrip("/")) or "root"] if into else []
+    tree = LocalTree(target)
     if not _is_directory(files, source):
-        _file_out(files, source, target)
+        create = functools.partial(tree.open, below) if into else functools.partial(_create, target)
+        _file_out(files, source, create)
         return
     os.makedirs(target, exist_ok=True)
+    tree.mkdir(below)
     entries = files.readdir_recursive(source)
     top = (files.stat(source)).path
     for entry in entries:
-        path = os.path.join(target, *_parts_below(top, entry.path))
+        parts = [*below, *_parts_below(top, entry.path)]
         if entry.type == "directory":
-            os.makedirs(path, exist_ok=True)
+            tree.mkdir(parts)
         elif entry.type == "file":
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            _file_out(files, entry.path, path)
+            _file_out(files, entry.path, functools.partial(tree.open, parts))
         else:
             print(f"agentos: not a regular file, left out: {printable(entry.path)}", file=sys.stderr)
+
+
+def _create(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
 
 
 def _parts_below(top: str, path: str) -> list[str]:
@@ -145,12 +154,12 @@ def _parts_below(top: str, path: str) -> list[str]:
     return parts
 
 
-def _file_out(files: RemoteFiles, source: str, target: str) -> None:
+def _file_out(files: RemoteFiles, source: str, create: Callable[[], int]) -> None:
     mode = (files.stat(source)).mode & 0o777
     pieces = files.read_file_stream(source)
     first = next(pieces, b"")  # before anything here is touched
-    with open(target, "wb") as file:
+    with open(create(), "wb") as file:
         file.write(first)
         for piece in pieces:
             file.write(piece)
-    os.chmod(target, mode)
+        os.fchmod(file.fileno(), mode)

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -321,6 +322,46 @@ def test_cp(cli: Cli, key: str, tmp_path: Path) -> None:
     assert not (tmp_path / "untouched").exists()
     assert b"No such file" in cli("cp", str(tmp_path / "nothing"), f"{key}:x").stderr
     assert b"KEY:PATH" in cli("cp", "./a:b", "/c").stderr
+
+
+def test_cp_stays_below_its_target(cli: Cli, key: str, tmp_path: Path) -> None:
+    """A symbolic link that lies there already leads no file, and no directory, elsewhere."""
+    assert (
+        cli("exec", key, "--", "mkdir -p t/sub; echo theirs >t/file; echo theirs >t/sub/file").returncode == 0
+    )
+    outside, target = tmp_path / "outside", tmp_path / "target"
+    outside.mkdir()
+    (outside / "file").write_text("mine")
+    (target / "t").mkdir(parents=True)
+    for link, to in (
+        ("t/file", outside / "file"),
+        ("t/sub", outside),
+        ("t/file", tmp_path / "new"),
+        ("t", outside),
+    ):
+        path = target / link
+        if path.is_symlink():
+            path.unlink()
+        if link == "t":
+            shutil.rmtree(path)
+        path.symlink_to(to)
+        done = cli("cp", f"{key}:t", str(target))
+        assert (done.returncode, b"symbolic link" in done.stderr) == (1, True), (link, done)
+        if link == "t/sub":
+            path.unlink()
+    assert [one.name for one in outside.iterdir()] == ["file"]
+    assert (outside / "file").read_text() == "mine"
+    assert not (tmp_path / "new").exists()
+    (target / "file").symlink_to(outside / "file")
+    assert cli("cp", f"{key}:t/file", str(target)).returncode == 1
+    assert (outside / "file").read_text() == "mine"
+    # What the user names is the user's: as cp has it.
+    (tmp_path / "mine").symlink_to(target)
+    (target / "t").unlink()
+    assert cli("cp", f"{key}:t", str(tmp_path / "mine")).returncode == 0
+    assert (target / "t" / "sub" / "file").read_text() == "theirs\n"
+    assert cli("cp", f"{key}:t/file", str(target / "file")).returncode == 0
+    assert (outside / "file").read_text() == "theirs\n"
 
 
 def test_vms(cli: Cli) -> None:
