@@ -24,6 +24,7 @@ OTHER_HOSTS = [
     "a parent cgroup may have less",
     "no filter for ",
     "the other numbers of x86",
+    "this distribution's chromium is a snap",
 ]
 """Reasons to skip that name another kind of host: the rest would be a capability that CI lacks."""
 OF_ROOT = [r"\broot\b", r"\bcgroup", r"\bcontroller"]

@@ -23,6 +23,15 @@ class Site(BaseHTTPRequestHandler):
             self.say(b'<link rel="stylesheet" href="style.css"><a href="deep/page.html">on</a>', "text/html")
         elif path in ("/style.css", "/deep/page.html"):
             self.say(f"this is {path}".encode(), "text/plain")
+        elif path == "/app/":
+            self.say(
+                b'<link rel="stylesheet" href="app.css"><script type="module" src="app.js"></script>',
+                "text/html",
+            )
+        elif path == "/app/app.css":
+            self.say(b"body { color: rgb(1, 2, 3) }", "text/css")
+        elif path == "/app/app.js":
+            self.say(b"window.started = true", "text/javascript")
         elif path == "/headers":
             self.say(
                 json.dumps({name.lower(): value for name, value in self.headers.items()}).encode(),
