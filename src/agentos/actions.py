@@ -139,7 +139,8 @@ _EXEC = (
     Param("encoding", kinds.choice("utf8", "bytes")),
     Param("on_leader_exit", kinds.choice("drain", "wait", "kill")),
 )
-_SPAWN = (*_PLACE, _TIMEOUT, Param("idempotency_key", kinds.TEXT), Param("lossless", kinds.FLAG))
+_ONCE = Param("idempotency_key", kinds.TEXT)
+_SPAWN = (*_PLACE, _TIMEOUT, _ONCE, Param("lossless", kinds.FLAG))
 _PAGE = (
     Param("cursor", kinds.COUNT),
     Param("max_bytes", kinds.POSITIVE),
@@ -186,7 +187,12 @@ ACTIONS: Final[tuple[Action, ...]] = (
     _action("execFile", "process.execFile", "exec_file", [_COMMAND, _ARGS], _EXEC, kinds.EXEC_RESULT),
     _action("spawn", "process.spawn", "spawn", [_COMMAND, _ARGS], _SPAWN, kinds.PID),
     _action(
-        "writeProcessStdin", "process.writeStdin", "write_process_stdin", [_PID, _DATA], _SAME, kinds.NONE
+        "writeProcessStdin",
+        "process.writeStdin",
+        "write_process_stdin",
+        [_PID, _DATA],
+        [_ONCE, BOOT],
+        kinds.NONE,
     ),
     _action("closeProcessStdin", "process.closeStdin", "close_process_stdin", [_PID], _SAME, kinds.NONE),
     _action("waitProcess", "process.wait", "wait_process", [_PID], [_TIMEOUT, BOOT], kinds.INTEGER),

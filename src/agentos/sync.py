@@ -225,9 +225,13 @@ class Process(Twin[AsyncProcess]):
         """A page of its output from `cursor`; waits up to `wait` seconds where there is nothing yet."""
         return run(self._async.read_output(cursor, max_bytes=max_bytes, wait=wait))
 
-    def write_stdin(self, data: str | bytes) -> None:
-        """Write to its stdin; returns once the bytes are accepted, in order. StdinClosed when nobody can read them."""
-        run(self._async.write_stdin(data))
+    def write_stdin(self, data: str | bytes, *, idempotency_key: str | None = None) -> None:
+        """Write to its stdin; returns once the bytes are accepted, in order. StdinClosed when nobody can read them.
+
+        A second call with the same `idempotency_key` writes nothing, and returns once the first one's bytes are
+        accepted; the newest 256 keys are remembered.
+        """
+        run(self._async.write_stdin(data, idempotency_key=idempotency_key))
 
     def close_stdin(self) -> None:
         """Close its stdin once all that was written has been taken. No effect when it is closed already."""
@@ -503,9 +507,9 @@ class VM(Twin[AsyncVM]):
         """`process(pid)` is the handle of a spawned process; `process.exec` and the like are nested names of verbs."""
         return ProcessVerbs(self, lambda pid: Process(self._async.process(pid)))
 
-    def write_process_stdin(self, pid: int, data: str | bytes) -> None:
+    def write_process_stdin(self, pid: int, data: str | bytes, *, idempotency_key: str | None = None) -> None:
         """Write to a process's stdin: see Process.write_stdin."""
-        run(self._async.write_process_stdin(pid, data))
+        run(self._async.write_process_stdin(pid, data, idempotency_key=idempotency_key))
 
     def close_process_stdin(self, pid: int) -> None:
         """Close a process's stdin once all that was written has been taken."""

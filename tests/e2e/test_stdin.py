@@ -166,3 +166,40 @@ def test_a_cancelled_writer_leaves_the_others_in_order(in_vm: Any) -> None:
         assert await Transcript(process).to_end() == b"c" * 200_000
 
     in_vm(body, limits=Limits(stdin_bytes=256 * 1024))
+
+
+def test_a_write_with_a_key_is_written_once(in_vm: Any) -> None:
+    """Also when it is repeated while the first waits, after the first was cancelled, and after the end."""
+
+    async def body(vm: VM) -> None:
+        await vm.exec("mkfifo /tmp/go")
+        process = await vm.spawn("sh", ["-c", "read go </tmp/go; tr -d x"])
+        await process.write_stdin(b"x" * 300_000)
+        first = asyncio.create_task(process.write_stdin(b"1" * 300_000, idempotency_key="one"))
+        second = asyncio.create_task(process.write_stdin(b"2" * 300_000, idempotency_key="two"))
+        await asyncio.sleep(0)
+        assert not first.done()
+        first.cancel()
+        again = [
+            asyncio.create_task(process.write_stdin(b"2" * 300_000, idempotency_key="two")),
+            asyncio.create_task(vm.write_process_stdin(process.pid, b"1" * 300_000, idempotency_key="one")),
+        ]
+        await asyncio.sleep(0)
+        await vm.exec("echo go >/tmp/go")
+        await asyncio.gather(second, *again)
+        assert first.cancelled()
+        await process.close_stdin()
+        written = b"".join([chunk.data async for chunk in process.output()])
+        assert written == b"2" * 300_000 + b"1" * 300_000
+
+        reader = await vm.spawn("cat")
+        for key in ("a", "a", "b", "a", "b"):
+            await reader.write_stdin(key, idempotency_key=key)
+        await reader.close_stdin()
+        assert await reader.wait() == 0
+        await reader.write_stdin("a", idempotency_key="a")
+        with pytest.raises(StdinClosed):
+            await reader.write_stdin("c", idempotency_key="c")
+        assert (await reader.read_output()).events[0].data == b"ab"
+
+    in_vm(body, limits=Limits(stdin_bytes=256 * 1024))

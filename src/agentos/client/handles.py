@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -67,9 +68,15 @@ class RemoteProcess:
         )
         return page
 
-    async def write_stdin(self, data: str | bytes) -> None:
-        """Write to its stdin; returns once the bytes are accepted, in order. StdinClosed when nobody can read them."""
-        await self._vm._ask("write_process_stdin", **self._same, data=data)
+    async def write_stdin(self, data: str | bytes, *, idempotency_key: str | None = None) -> None:
+        """Write to its stdin; returns once the bytes are accepted, in order. StdinClosed when nobody can read them.
+
+        A second call with the same `idempotency_key` writes nothing, and returns when the first one's bytes are
+        accepted. Asked again when the connection breaks, with a key of its own where none is given, so that the
+        bytes are written once.
+        """
+        key = idempotency_key or uuid.uuid4().hex
+        await self._vm._ask("write_process_stdin", **self._same, data=data, idempotency_key=key)
 
     async def close_stdin(self) -> None:
         """Close its stdin once all that was written has been taken. No effect when it is closed already."""

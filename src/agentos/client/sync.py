@@ -200,9 +200,14 @@ class RemoteProcess(Twin[AsyncRemoteProcess]):
         """A page of its output from `cursor`; waits up to `wait` seconds where there is nothing yet."""
         return run(self._async.read_output(cursor, max_bytes=max_bytes, wait=wait))
 
-    def write_stdin(self, data: str | bytes) -> None:
-        """Write to its stdin; returns once the bytes are accepted, in order. StdinClosed when nobody can read them."""
-        run(self._async.write_stdin(data))
+    def write_stdin(self, data: str | bytes, *, idempotency_key: str | None = None) -> None:
+        """Write to its stdin; returns once the bytes are accepted, in order. StdinClosed when nobody can read them.
+
+        A second call with the same `idempotency_key` writes nothing, and returns when the first one's bytes are
+        accepted. Asked again when the connection breaks, with a key of its own where none is given, so that the
+        bytes are written once.
+        """
+        run(self._async.write_stdin(data, idempotency_key=idempotency_key))
 
     def close_stdin(self) -> None:
         """Close its stdin once all that was written has been taken. No effect when it is closed already."""
@@ -399,9 +404,9 @@ class Agent(Twin[AsyncAgent]):
             )
         )
 
-    def write_process_stdin(self, pid: int, data: str | bytes) -> None:
-        """Write to a process's stdin: see Process.write_stdin."""
-        run(self._async.write_process_stdin(pid, data))
+    def write_process_stdin(self, pid: int, data: str | bytes, *, idempotency_key: str | None = None) -> None:
+        """Write to a process's stdin: see RemoteProcess.write_stdin."""
+        run(self._async.write_process_stdin(pid, data, idempotency_key=idempotency_key))
 
     def close_process_stdin(self, pid: int) -> None:
         """Close a process's stdin once all that was written has been taken."""
@@ -678,9 +683,9 @@ class Connection(Twin[AsyncConnection]):
             )
         )
 
-    def write_process_stdin(self, pid: int, data: str | bytes) -> None:
-        """Write to a process's stdin: see Process.write_stdin."""
-        run(self._async.write_process_stdin(pid, data))
+    def write_process_stdin(self, pid: int, data: str | bytes, *, idempotency_key: str | None = None) -> None:
+        """Write to a process's stdin: see RemoteProcess.write_stdin."""
+        run(self._async.write_process_stdin(pid, data, idempotency_key=idempotency_key))
 
     def close_process_stdin(self, pid: int) -> None:
         """Close a process's stdin once all that was written has been taken."""

@@ -149,9 +149,12 @@ class Verbs:
         )
         return RemoteProcess(self, pid, boot_id)
 
-    async def write_process_stdin(self, pid: int, data: str | bytes) -> None:
-        """Write to a process's stdin: see Process.write_stdin."""
-        await self._ask("write_process_stdin", pid=pid, data=data)
+    async def write_process_stdin(
+        self, pid: int, data: str | bytes, *, idempotency_key: str | None = None
+    ) -> None:
+        """Write to a process's stdin: see RemoteProcess.write_stdin."""
+        key = idempotency_key or uuid.uuid4().hex
+        await self._ask("write_process_stdin", pid=pid, data=data, idempotency_key=key)
 
     async def close_process_stdin(self, pid: int) -> None:
         """Close a process's stdin once all that was written has been taken."""

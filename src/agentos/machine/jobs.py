@@ -17,6 +17,8 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MAX_ARGUMENT_BYTES = 128 * 1024 - 1
 """The kernel's bound on a single argument or variable, MAX_ARG_STRLEN of execve(2)."""
 
+_KEY_CHARS = 256
+
 
 class Program(NamedTuple):
     """A checked request to run a program."""
@@ -119,6 +121,16 @@ def _check_size(argv: list[str], env: dict[str, str], maximum: int) -> None:
         raise LimitExceeded.of(
             "argument_bytes", total, maximum, f"command, arguments and environment have {total} bytes"
         )
+
+
+def check_key(key: object) -> str | None:
+    """`key` as an idempotency key; None where none is given."""
+    if key is None:
+        return None
+    text = check_text("idempotency_key", key, empty=False)
+    if len(text) > _KEY_CHARS:
+        raise InvalidRequest.argument("idempotency_key", key, f"at most {_KEY_CHARS} characters")
+    return text
 
 
 def check_signal(signal: object) -> int:

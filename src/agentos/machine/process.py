@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
 from agentos.errors import StdinClosed, WaitTimeout
 from agentos.machine.deadlines import Deadlines
-from agentos.machine.jobs import Program, exit_status, lost_at_start, spawn_failed
+from agentos.machine.jobs import Program, check_key, exit_status, lost_at_start, spawn_failed
 from agentos.machine.link import ExitEvent, Launch, Link
 from agentos.machine.output import DEFAULT_PAGE_BYTES, OutputLog, check_page
 from agentos.machine.pipes import Reader, Writer
@@ -28,6 +29,9 @@ from agentos.model import (
 
 if TYPE_CHECKING:
     from agentos.machine.verbs.processes import BackgroundVerbs
+
+_REMEMBERED_WRITES = 256
+"""Idempotency keys of writes to its stdin."""
 
 
 class Process:
@@ -50,6 +54,8 @@ class Process:
         self._launch: Launch | None = None
         self._readers: list[Reader] = []
         self._writer: Writer | None = None
+        self._keyed = asyncio.Lock()
+        self._written: OrderedDict[str, None] = OrderedDict()
         self._deadlines: Deadlines | None = None
         self._stopped: Reason | None = None
         self._finished: asyncio.Future[ExitStatus] | None = None
@@ -98,9 +104,26 @@ class Process:
         """A page of its output from `cursor`; waits up to `wait` seconds where there is nothing yet."""
         return await self.log.read_wait(cursor, max_bytes, check_page(cursor, max_bytes, wait))
 
-    async def write_stdin(self, data: str | bytes) -> None:
-        """Write to its stdin; returns once the bytes are accepted, in order. StdinClosed when nobody can read them."""
-        content = check_data("data", data)
+    async def write_stdin(self, data: str | bytes, *, idempotency_key: str | None = None) -> None:
+        """Write to its stdin; returns once the bytes are accepted, in order. StdinClosed when nobody can read them.
+
+        A second call with the same `idempotency_key` writes nothing, and returns once the first one's bytes are
+        accepted; the newest 256 keys are remembered.
+        """
+        content, key = check_data("data", data), check_key(idempotency_key)
+        if key is None:
+            await self._write(content)
+            return
+        async with self._keyed:
+            if key in self._written:
+                return
+            # Either accepted as a whole and noted, or cancelled and not written at all: no step lies between.
+            await self._write(content)
+            self._written[key] = None
+            if len(self._written) > _REMEMBERED_WRITES:
+                self._written.popitem(last=False)
+
+    async def _write(self, content: bytes) -> None:
         if self._writer is None:
             raise StdinClosed("the process has exited", pid=self.pid)
         try:

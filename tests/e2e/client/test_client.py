@@ -332,7 +332,7 @@ def test_a_pid_of_another_boot_is_another_process(start: Callable[..., AbstractC
 
 
 def test_what_is_asked_again(url: str, breaking: Any) -> None:
-    """Reads, and a spawn, which starts one process; never an exec: nobody knows whether it ran."""
+    """Reads; a spawn, which starts one process; input, which comes once. Never an exec: nobody knows if it ran."""
 
     async def main() -> None:
         async with breaking.serving(), create_client(breaking.url) as client:
@@ -347,6 +347,14 @@ def test_what_is_asked_again(url: str, breaking: Any) -> None:
             with pytest.raises(ConnectionLost):
                 await agent.exec("echo x >> executed")
             assert await agent.files.read_file("executed") == b"x\n"
+            reader = await agent.spawn("cat")
+            for word in ("one ", "two ", "three"):
+                breaking.lose_answers = 2
+                await reader.write_stdin(word)
+            breaking.lose_answers = 1
+            await agent.write_process_stdin(reader.pid, "\n")
+            await reader.close_stdin()
+            assert b"".join([chunk.data async for chunk in reader.output()]) == b"one two three\n"
             await agent.destroy()
 
     asyncio.run(main())

@@ -6,7 +6,7 @@ import signal as signals
 from collections.abc import Callable, Mapping, Sequence
 
 from agentos.errors import InvalidRequest
-from agentos.machine.jobs import Program, check_program, check_signal
+from agentos.machine.jobs import Program, check_key, check_program, check_signal
 from agentos.machine.output import DEFAULT_PAGE_BYTES, check_page
 from agentos.machine.process import Process
 from agentos.machine.table import process_info, tree_of
@@ -19,7 +19,6 @@ from agentos.model import (
     check_count,
     check_data,
     check_seconds,
-    check_text,
 )
 from agentos.nested import ProcessVerbs
 
@@ -56,11 +55,9 @@ class BackgroundVerbs(VmBase):
         limit = check_seconds("timeout", timeout)
         if not isinstance(lossless, bool):
             raise InvalidRequest.argument("lossless", lossless, "True or False")
-        if idempotency_key is None:
+        key = check_key(idempotency_key)
+        if key is None:
             return await self._spawn(program, limit, lossless)
-        key = check_text("idempotency_key", idempotency_key, empty=False)
-        if len(key) > 256:
-            raise InvalidRequest.argument("idempotency_key", key, "at most 256 characters")
         return await self._spawned.once(key, lambda: self._spawn(program, limit, lossless))
 
     async def _spawn(self, program: Program, timeout: float | None, lossless: bool) -> Process:
@@ -98,10 +95,12 @@ class BackgroundVerbs(VmBase):
         _ = self.link  # VmStopped before the start
         return self._spawned.get(check_count("pid", pid))
 
-    async def write_process_stdin(self, pid: int, data: str | bytes) -> None:
+    async def write_process_stdin(
+        self, pid: int, data: str | bytes, *, idempotency_key: str | None = None
+    ) -> None:
         """Write to a process's stdin: see Process.write_stdin."""
-        given = check_data("data", data)
-        await self._process(pid).write_stdin(given)
+        given, key = check_data("data", data), check_key(idempotency_key)
+        await self._process(pid).write_stdin(given, idempotency_key=key)
 
     async def close_process_stdin(self, pid: int) -> None:
         """Close a process's stdin once all that was written has been taken."""
