@@ -356,6 +356,25 @@ def test_attacks_are_contained(in_vm: Any, attack: Attack) -> None:
     in_vm(body, limits=LIMITS, limit=60.0)
 
 
+def test_commands_start_where_everything_is_killed(in_vm: Any) -> None:
+    """Whoever kills all that it may, without a pause, keeps no command from being started, only from living on."""
+
+    async def body(vm: VM) -> None:
+        for user in ("agentos", "root"):
+            script = (
+                "import os\nos.write(1, b'full')\nwhile True:\n try: os.kill(-1, 9)\n except OSError: pass"
+            )
+            killer = await vm.spawn("python3", ["-c", script], user=user)
+            await Transcript(killer).until(b"full")
+            for _ in range(5):
+                result = await vm.exec("echo ok", user=user)
+                assert result.stdout == "ok\n" or (result.reason, result.signal) == ("signaled", "SIGKILL")
+            await killer.kill()
+            await still_works(vm)
+
+    in_vm(body, limits=LIMITS)
+
+
 _FORK_BOMB = """\
 import os
 while True:

@@ -32,6 +32,8 @@ _PAGE_CHARS = 128 * 1024
 """Characters of the process table that travel at once; as JSON, one may take six bytes."""
 _ENTRY_CHARS = 300
 """Of an entry, beside what is in it."""
+_LOST: Message = {"status": signal.SIGKILL, "cpu_ms": 0, "maxrss": 0, "strangers": True}
+"""The end of a program of which nobody is left to tell: all that is known is that somebody killed there."""
 
 
 class Init:
@@ -52,6 +54,7 @@ class Init:
         """The latest ends of children that were not known, in case they are asked for."""
         self.awaited: dict[int, list[int]] = {}
         """Mark -> ids of the requests to be answered when no process of that lineage is left."""
+        self.held: list[int] = []
 
     def run(self) -> None:
         """Serve until the channel or the lifeline ends."""
@@ -114,6 +117,9 @@ class Init:
         for number, pid in message["jobs"]:
             if pid in known:
                 self.channel.send({"ev": "exited", **known[pid], "exited": number})
+            elif not os.path.exists(f"/proc/{pid}"):
+                # Its spawner had reaped it, and was killed before it said so.
+                self.channel.send({"ev": "exited", **_LOST, "exited": number})
             else:
                 self.adopted[pid] = number
 
@@ -151,6 +157,15 @@ class Init:
         before = {pid for pid in proc.pids() if _state(pid) == "T"}
         _kill(-1, signal.SIGSTOP)
         return [pid for pid in proc.pids() if pid != 1 and pid not in before]
+
+    def hold(self, message: Message, fds: list[int]) -> None:
+        """Stop all that runs in the VM, so that a servant forked next cannot be killed before it has done its work."""
+        self.held = self.stop_all()
+
+    def let_go(self, message: Message, fds: list[int]) -> None:
+        """Have it go on: the youngest first, as a parent may look for stopped children."""
+        while self.held:
+            _kill(self.held.pop(), signal.SIGCONT)
 
     def usage(self, message: Message, fds: list[int]) -> Message:
         """CPU time of the living members of a lineage and of the children that they waited for."""
@@ -266,6 +281,8 @@ _REQUESTS: dict[str, Any] = {
     "end_servant": Init.end_servant,
     "signal": Init.signal_process,
     "kill_all": Init.kill_all,
+    "hold": Init.hold,
+    "let_go": Init.let_go,
     "adopt": Init.adopt,
     "kill": Init.kill_lineage,
     "usage": Init.usage,

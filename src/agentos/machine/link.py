@@ -247,9 +247,19 @@ class Launch:
 class Spawner:
     """The host's end of one spawner: it starts the programs of one of the VM's users."""
 
-    def __init__(self, link: Link, uid: int, number: int, sock: socket.socket, journal_fd: int) -> None:
+    def __init__(
+        self,
+        link: Link,
+        uid: int,
+        number: int,
+        sock: socket.socket,
+        journal_fd: int,
+        *,
+        reserve: bool = False,
+    ) -> None:
         self.uid = uid
         self.number = number
+        self.reserve = reserve
         self._journal_fd = journal_fd
         self._exits = 0
         self.forgotten: list[int] = []
@@ -359,6 +369,7 @@ class Spawner:
             if launch.attempted:
                 self._link.trace(launch)
             else:
+                self._link.embattled |= self.reserve
                 launch.note_failed(errno.ESRCH, "spawner")
         self.wake_watchers()
 
@@ -384,6 +395,9 @@ class Link:
         self._spawners: dict[tuple[int, bool], Spawner] = {}
         """By user, and whether it is the reserve."""
         self._adopted: dict[int, Launch] = {}
+        self.embattled = False
+        """Whether the last reserve was ended before it had begun anything, so that the next needs `_hold`."""
+        self._holding = 0
         self._idle_timer: asyncio.TimerHandle | None = None
         self._last_launch = 0
         self._closing: VmStopped | None = None
@@ -399,11 +413,30 @@ class Link:
             for fd in fds:
                 os.close(fd)
             raise self.stopped_error()
+        held = reserve and self.embattled
+        if held:
+            self.embattled = False
+            self._hold()
         spawner = self.prepare(int(job["uid"]), reserve=reserve)
         number = self._last_launch = next(self._numbers)
         launch = Launch(self, number, spawner, terminal=bool(job.get("pty")))
+        if held:
+            launch.settled.add_done_callback(self._let_go)
         spawner.start(launch, job, fds)
+        if held:
+            spawner.ask_for(launch)
         return launch
+
+    def _hold(self) -> None:
+        """Stop all that runs in the VM until `_let_go`: where a guest has its id, it kills the reserve as well."""
+        self._holding += 1
+        if self._holding == 1:
+            self.send({"op": "hold"})
+
+    def _let_go(self, settled: asyncio.Future[None]) -> None:
+        self._holding -= 1
+        if self._holding == 0:
+            self.send({"op": "let_go"})
 
     def prepare(self, uid: int, *, reserve: bool = False) -> Spawner:
         """The spawner of a user, started if there is none. It goes when it was not needed for a while."""
@@ -422,7 +455,7 @@ class Link:
         except BaseException:
             os.close(journal_read)
             raise
-        return Spawner(self, uid, number, sock, journal_read)
+        return Spawner(self, uid, number, sock, journal_read, reserve=kind == "reserve")
 
     def take_spawner(self, uid: int, sock: socket.socket, journal_fd: int) -> None:
         """Take over the spawner that was forked as servant 1, before this link was there."""

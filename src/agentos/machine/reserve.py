@@ -1,7 +1,8 @@
 """A spawner of last resort: it starts programs where a guest has used up its processes, or kills every spawner.
 
 It is forked when a spawner could not do it. It keeps the VM's uid 0 where there is one, so that the guest's
-processes neither count against it nor may signal it, and it may have more processes than they. What it starts
+processes neither count against it nor may signal it, and it may have more processes than they. With a single id
+they may kill it: then init stops all else in the VM until the next one has started its program. What it starts
 gives that up just before execve(2): so it forks, which takes longer than posix_spawn(3) does.
 """
 

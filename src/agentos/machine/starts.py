@@ -54,8 +54,11 @@ class Starts:
                     raise LimitExceeded.of(
                         "processes", limits.processes + 1, limits.processes, said
                     ) from error
-                if attempt == _SPAWNER_TRIES - 1 or not (step == "spawner" or number == errno.EAGAIN):
+                if not (step == "spawner" or number == errno.EAGAIN):
                     raise
+                if attempt == _SPAWNER_TRIES - 1:
+                    said = "nothing was started: what starts the VM's programs was ended again and again"
+                    raise SpawnFailed(said, **error.details) from error
                 reserve = number == errno.EAGAIN or attempt > 0
         raise AssertionError("unreachable")
 
