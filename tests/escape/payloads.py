@@ -974,7 +974,8 @@ def kernel(number: int, *arguments: object, expected: tuple[int, ...] = (), name
 
 
 _zeros = ctypes.create_string_buffer(512)
-kernel(425, 4, _zeros, name="io_uring")
+# The memory of rings is counted for each user of the host, and given back some time after they are closed.
+kernel(425, 1, _zeros, expected=(errno.ENOMEM,), name="io_uring")
 kernel(numbers(323, 282), 1, name="userfaultfd")
 kernel(IO_SETUP, 16, ctypes.byref(ctypes.c_ulong(0)), name="aio_contexts_of_the_machine")
 kernel(numbers(135, 92), 0x0400000, name="personality_read_implies_exec")
