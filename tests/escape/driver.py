@@ -71,6 +71,20 @@ ACTIONS: dict[str, Callable[[VM], Awaitable[Any]]] = {
 }  # fmt: skip
 
 
+class Hurried:
+    """An event loop for a VM's link with such servants: the other VM has the product's patience on a busy machine."""
+
+    def __init__(self, loop: Any) -> None:
+        self._loop = loop
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    def call_later(self, seconds: float, *call: Any) -> Any:
+        """As that of the loop, but sooner where a servant is waited for."""
+        return self._loop.call_later(SECONDS if seconds == link.LAUNCH_SECONDS else seconds, *call)
+
+
 def descriptors() -> Counter[str]:
     """What this process has open, in kinds."""
     found: Counter[str] = Counter()
@@ -99,6 +113,7 @@ async def act(host: Host, good: VM, kind: str, mode: str, action: str) -> dict[s
     before = memory_bytes("VmHWM")
     limits = Limits(file_bytes=FILE_BYTES)
     evil = await VM(host=host, hostname=f"evil.{kind}.{mode.replace(' ', '-')}", limits=limits).start()
+    evil.link.loop = Hurried(evil.link.loop)  # type: ignore[assignment]
     acting = asyncio.ensure_future(ACTIONS[action](evil))
     answers = []
     for _ in range(5):
@@ -126,7 +141,6 @@ async def act(host: Host, good: VM, kind: str, mode: str, action: str) -> dict[s
 
 async def main(cases: list[str]) -> None:
     """Act on one evil VM after the other, while the good one works."""
-    link.LAUNCH_SECONDS = SECONDS
     filewire.PROGRESS_S = SECONDS
     connections._CONNECT_SECONDS = SECONDS
     problems: list[str] = []
