@@ -22,7 +22,15 @@ GIB = 1024 * MIB
 
 StreamName = Literal["stdout", "stderr"]
 Reason = Literal[
-    "exited", "signaled", "timeout", "idleTimeout", "cpuTimeout", "oom", "outputLimit", "vmStopped"
+    "exited",
+    "signaled",
+    "timeout",
+    "idleTimeout",
+    "cpuTimeout",
+    "oom",
+    "outputLimit",
+    "diskLimit",
+    "vmStopped",
 ]
 Driver = str
 OnLeaderExit = Literal["drain", "wait", "kill"]
@@ -309,7 +317,8 @@ class ExecResult:
     usage: Usage = field(default_factory=Usage)
     orphans: tuple[Orphan, ...] = ()
     limit: str | None = None
-    """The field of Limits that ended it: memory_bytes with reason oom, runaway_bytes with outputLimit."""
+    """The field of Limits that ended it: memory_bytes with reason oom, runaway_bytes with outputLimit, disk_bytes or
+    disk_files with diskLimit."""
 
     @property
     def ok(self) -> bool:

@@ -31,6 +31,7 @@ from agentos.model import (
     OutputPage,
     ProcessInfo,
     ProcessTreeNode,
+    Reason,
     ShellInfo,
     SpawnedProcess,
     TermSize,
@@ -259,6 +260,10 @@ class Process(Twin[AsyncProcess]):
     def kill(self) -> None:
         """SIGKILL to it and to every descendant, whatever session it moved to. No effect when it has exited."""
         run(self._async.kill())
+
+    def expect_end(self, reason: Reason) -> None:
+        """All of the VM is being killed: that is what its status will say, unless something else ended it first."""
+        self._async.expect_end(reason)
 
     def signal_leader(self, number: int, *, group: bool = False) -> None:
         """Send a signal to the process, or to the group that it leads. No effect when it has exited."""

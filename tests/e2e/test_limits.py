@@ -303,6 +303,31 @@ def test_the_kernel_tells_of_a_limit_that_no_command_meets(in_vm: Any) -> None:
 
 
 @as_root
+def test_a_process_limit_that_only_a_program_meets_is_told(in_vm: Any) -> None:
+    """At the latest when that program ends, spawned, in an exec or in a shell: no command has to meet it too."""
+
+    async def body(vm: VM) -> None:
+        told: asyncio.Queue[LimitReached] = asyncio.Queue()
+        vm.on_limit = told.put_nowait
+        script = (
+            "import os, time\ntry:\n while os.fork(): pass\n time.sleep(1000)\nexcept OSError: os.kill(0, 9)"
+        )
+        process = await vm.spawn("python3", ["-c", script])
+        await process.wait()
+        assert ((await told.get()).limit, vm.limits_hit) == ("processes", {"processes": 1})
+        await asyncio.sleep(1)  # a burst is told once: the next is another
+        assert (await vm.exec_file("python3", ["-c", script])).signal == "SIGKILL"
+        assert (await told.get()).limit == "processes"
+        await asyncio.sleep(1)
+        shell = await vm.open_shell("python3", ["-c", script])
+        await shell.wait()
+        assert (await told.get()).limit == "processes"
+        assert vm.limits_hit == {"processes": 3}
+
+    in_vm(body, limits=LIMITS)
+
+
+@as_root
 def test_whoever_ran_out_of_memory_is_named(in_vm: Any) -> None:
     """The command's reason is oom, its limit memory_bytes, and the event names it."""
 

@@ -102,7 +102,10 @@ def test_without_a_disk_a_vm_is_held_to_its_limit_too(run: Any, tmp_path: Path) 
                 "while :; do dd if=/dev/zero of=big bs=1M count=8 oflag=append conv=notrunc; done"
             )
             assert (written.signal, written.exit_code) == ("SIGKILL", 137)
-            assert await left.wait() == 137
+            assert (written.reason, written.limit) == ("diskLimit", "disk_bytes")
+            ended = await left.wait_status()
+            assert (ended.exit_code, ended.reason) == (137, "diskLimit")
+            assert (await vm.exec("kill -9 $$")).reason == "signaled"
             one = await told.get()
             assert (one.limit, one.value) == ("disk_bytes", 32 * MIB)
             with pytest.raises(NoSpace):

@@ -50,6 +50,7 @@ class Alarms:
         self._looks: dict[str, asyncio.TimerHandle] = {}
         self._victim: tuple[int | None, str | None] = (None, None)
         self._made_room = False
+        self._pids_seen = b""
 
     def start(self, loop: asyncio.AbstractEventLoop, cgroup: Cgroup) -> None:
         """The VM runs: from now on what is reached is told."""
@@ -103,12 +104,23 @@ class Alarms:
             self._let_there_be(self._limits.processes + RESERVED_PROCESSES)
 
     def settle(self) -> None:
-        """After something has ended: take the room back where it is not needed any more."""
+        """After something has ended: did it meet what nobody was told of, and is the room still needed?"""
+        self._ask_for_pids()
         if self._made_room and self._cgroup is not None:
             with contextlib.suppress(OSError):  # the VM is ending
                 if (self._cgroup.pids_current() or 0) < self._limits.processes:
                     self._made_room = False
                     self._let_there_be(self._limits.processes)
+
+    def _ask_for_pids(self) -> None:
+        """Version 1 wakes nobody who waits for pids.events on some kernels (6.11 and later), but counts."""
+        if self._cgroup is None or "pids" not in self._fds or self._cgroup.homes["pids"][0] != 1:
+            return
+        with contextlib.suppress(OSError):  # the VM is ending
+            now = os.pread(self._fds["pids"], 64, 0)
+            if now != self._pids_seen and "pids" not in self._looks:
+                self._pids_seen = now
+                self._later("pids")
 
     def _let_there_be(self, processes: int) -> None:
         assert self._cgroup is not None

@@ -244,6 +244,10 @@ class Process:
             self._stopped = self._stopped or reason
             self._vm.link.kill_soon(self._launch)
 
+    def expect_end(self, reason: Reason) -> None:
+        """All of the VM is being killed: that is what its status will say, unless something else ended it first."""
+        self._stopped = self._stopped or reason
+
     def signal_leader(self, number: int, *, group: bool = False) -> None:
         """Send a signal to the process, or to the group that it leads. No effect when it has exited."""
         if self.status is None and self._launch is not None:

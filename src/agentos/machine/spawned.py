@@ -30,9 +30,9 @@ class Spawned:
             raise ProcessNotFound.of(pid)
         return found
 
-    def running(self) -> list[int]:
-        """The pids of those that run."""
-        return [one.pid for one in self._processes.values() if one.running]
+    def running(self) -> list[Process]:
+        """Those that run."""
+        return [one for one in self._processes.values() if one.running]
 
     def infos(self) -> list[SpawnedProcess]:
         """All of them, oldest first."""

@@ -24,6 +24,10 @@ class Starts:
         self._alarms = alarms
         self.oom_kills = oom_kills
         self._live = 0
+        self.disk_kills = 0
+        """How often all that ran was killed because the VM's files were beyond a limit."""
+        self.disk_limit = ""
+        """Which limit that was, the last time."""
 
     async def insist(self, start: Callable[[bool], Awaitable[_T]]) -> _T:
         """Begin again where a guest has killed the spawner, or left it no process, before anything was started.

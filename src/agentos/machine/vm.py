@@ -190,6 +190,10 @@ class VM(ExecVerbs, BackgroundVerbs, ShellVerbs):
 
     def _storage_exceeded(self, limit: str) -> None:
         self._alarms.reached(limit)
+        self._starts.disk_kills += 1
+        self._starts.disk_limit = limit
+        for process in self._spawned.running():
+            process.expect_end("diskLimit")
         with contextlib.suppress(VmStopped):
             self.link.send({"op": "kill_all"})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from agentos.errors import InvalidRequest, LimitExceeded, SpawnFailed
 from agentos.machine.execution import ExecOptions, Execution
@@ -88,12 +89,15 @@ class ExecVerbs(VmBase):
     async def _execute(self, program: Program, options: ExecOptions) -> ExecResult:
         self._check_running()
         starts = self._starts
+        kills = starts.disk_kills
         with starts.one_more():
             result = await starts.insist(
                 lambda reserve: Execution(self.link, options, starts.oom_kills, reserve=reserve).run(
                     program, keep=self.keep_draining
                 )
             )
+        if result.signal == "SIGKILL" and result.reason == "signaled" and starts.disk_kills > kills:
+            result = replace(result, reason="diskLimit", limit=starts.disk_limit)
         starts.note_end(result.reason, None, program)
         return result
 

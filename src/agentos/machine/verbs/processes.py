@@ -157,7 +157,7 @@ class BackgroundVerbs(VmBase):
         """Every process of the VM, whoever started it, as its own /proc shows it. init is not shown."""
         self._check_running()
         entries = await self.link.processes(_TABLE_ENTRIES_PER_PROCESS * self.spec.limits.processes)
-        managed: dict[int, str | None] = dict.fromkeys(self._spawned.running())
+        managed: dict[int, str | None] = {one.pid: None for one in self._spawned.running()}
         managed |= self._shells.running()
         try:
             return [process_info(entry, managed) for entry in entries]

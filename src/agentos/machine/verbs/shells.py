@@ -58,6 +58,7 @@ class ShellVerbs(VmBase):
     def shell_ended(self, shell: Shell) -> None:
         """A shell has ended: remember it, and forget the oldest beyond the limit."""
         self._shells.ended(shell)
+        self._alarms.settle()
         if self.on_shell_end:
             self.on_shell_end(shell)
 
