@@ -104,6 +104,13 @@ def _read_milliseconds(name: str, value: Any) -> float:
     return float(value / 1000)
 
 
+def _read_moment(name: str, value: Any) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not 0 <= value < 1e15:
+        raise InvalidRequest.argument(name, value, "milliseconds since the epoch")
+    return float(value / 1000)
+
+
 def _read_texts(name: str, value: Any) -> list[str]:
     if not isinstance(value, list):
         raise InvalidRequest.argument(name, value, "a list of text")
@@ -196,6 +203,7 @@ CELLS: Final = _counted("a whole number from 1 to 4096", 1, 4096)
 MODE: Final = _counted("permission bits, 0 to 0o7777", 0, 0o7777)
 FLAG: Final = Kind("bool", "true or false", _read_flag)
 MILLISECONDS: Final = Kind("float", "milliseconds, 0 or more", _read_milliseconds, lambda value: value * 1000)
+MOMENT: Final = Kind("float", "milliseconds since the epoch", _read_moment, lambda value: value * 1000)
 SIGNAL: Final = Kind("str | int", "a signal's name or number", _read_signal)
 FILES: Final = Kind(
     "Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]]",

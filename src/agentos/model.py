@@ -248,6 +248,15 @@ def check_seconds(name: str, value: object) -> float | None:
     return float(value)
 
 
+def check_moment(name: str, value: object) -> float | None:
+    """`value` as seconds since the epoch, None for none. Raises InvalidRequest naming argument `name`."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e12:
+        raise InvalidRequest.argument(name, value, "seconds since the epoch, or None")
+    return float(value)
+
+
 @dataclass(frozen=True, slots=True)
 class TermSize:
     """A terminal's size in character cells."""

@@ -31,7 +31,6 @@ from agentos.model import (
     OutputPage,
     ProcessInfo,
     ProcessTreeNode,
-    Reason,
     ShellInfo,
     SpawnedProcess,
     TermSize,
@@ -221,10 +220,18 @@ class Process(Twin[AsyncProcess]):
         return iterate(self._async.output(cursor))
 
     def read_output(
-        self, cursor: int = 0, *, max_bytes: int = DEFAULT_PAGE_BYTES, wait: float = 0.0
+        self,
+        cursor: int = 0,
+        *,
+        max_bytes: int = DEFAULT_PAGE_BYTES,
+        wait: float = 0.0,
+        since: float | None = None,
     ) -> OutputPage:
-        """A page of its output from `cursor`; waits up to `wait` seconds where there is nothing yet."""
-        return run(self._async.read_output(cursor, max_bytes=max_bytes, wait=wait))
+        """A page of its output from `cursor`; waits up to `wait` seconds where there is nothing yet.
+
+        `since`, in seconds since the epoch: what arrived more than a second before that is passed by.
+        """
+        return run(self._async.read_output(cursor, max_bytes=max_bytes, wait=wait, since=since))
 
     def write_stdin(self, data: str | bytes, *, idempotency_key: str | None = None) -> None:
         """Write to its stdin; returns once the bytes are accepted, in order. StdinClosed when nobody can read them.
@@ -260,10 +267,6 @@ class Process(Twin[AsyncProcess]):
     def kill(self) -> None:
         """SIGKILL to it and to every descendant, whatever session it moved to. No effect when it has exited."""
         run(self._async.kill())
-
-    def expect_end(self, reason: Reason) -> None:
-        """All of the VM is being killed: that is what its status will say, unless something else ended it first."""
-        self._async.expect_end(reason)
 
     def signal_leader(self, number: int, *, group: bool = False) -> None:
         """Send a signal to the process, or to the group that it leads. No effect when it has exited."""
@@ -545,10 +548,16 @@ class VM(Twin[AsyncVM]):
         run(self._async.kill_process(pid))
 
     def read_process_output(
-        self, pid: int, cursor: int = 0, *, max_bytes: int = DEFAULT_PAGE_BYTES, wait: float = 0.0
+        self,
+        pid: int,
+        cursor: int = 0,
+        *,
+        max_bytes: int = DEFAULT_PAGE_BYTES,
+        wait: float = 0.0,
+        since: float | None = None,
     ) -> OutputPage:
         """A page of a process's output from `cursor`: see Process.read_output."""
-        return run(self._async.read_process_output(pid, cursor, max_bytes=max_bytes, wait=wait))
+        return run(self._async.read_process_output(pid, cursor, max_bytes=max_bytes, wait=wait, since=since))
 
     def all_processes(self) -> list[ProcessInfo]:
         """Every process of the VM, whoever started it, as its own /proc shows it. init is not shown."""

@@ -60,11 +60,19 @@ class RemoteProcess:
         )
 
     async def read_output(
-        self, cursor: int = 0, *, max_bytes: int = PAGE_BYTES, wait: float = 0.0
+        self,
+        cursor: int = 0,
+        *,
+        max_bytes: int = PAGE_BYTES,
+        wait: float = 0.0,
+        since: float | None = None,
     ) -> OutputPage:
-        """A page of its output from `cursor`; waits up to `wait` seconds where there is nothing yet."""
+        """A page of its output from `cursor`; waits up to `wait` seconds where there is nothing yet.
+
+        `since`, in seconds since the epoch: what arrived more than a second before that is passed by.
+        """
         page: OutputPage = await self._vm._ask(
-            "read_process_output", **self._same, cursor=cursor, max_bytes=max_bytes, wait=wait
+            "read_process_output", **self._same, cursor=cursor, max_bytes=max_bytes, wait=wait, since=since
         )
         return page
 

@@ -196,9 +196,14 @@ class RemoteProcess(Twin[AsyncRemoteProcess]):
         """
         return iterate(self._async.output(cursor))
 
-    def read_output(self, cursor: int = 0, *, max_bytes: int = PAGE_BYTES, wait: float = 0.0) -> OutputPage:
-        """A page of its output from `cursor`; waits up to `wait` seconds where there is nothing yet."""
-        return run(self._async.read_output(cursor, max_bytes=max_bytes, wait=wait))
+    def read_output(
+        self, cursor: int = 0, *, max_bytes: int = PAGE_BYTES, wait: float = 0.0, since: float | None = None
+    ) -> OutputPage:
+        """A page of its output from `cursor`; waits up to `wait` seconds where there is nothing yet.
+
+        `since`, in seconds since the epoch: what arrived more than a second before that is passed by.
+        """
+        return run(self._async.read_output(cursor, max_bytes=max_bytes, wait=wait, since=since))
 
     def write_stdin(self, data: str | bytes, *, idempotency_key: str | None = None) -> None:
         """Write to its stdin; returns once the bytes are accepted, in order. StdinClosed when nobody can read them.
@@ -437,10 +442,16 @@ class Agent(Twin[AsyncAgent]):
         run(self._async.kill_process(pid))
 
     def read_process_output(
-        self, pid: int, cursor: int = 0, *, max_bytes: int = PAGE_BYTES, wait: float = 0.0
+        self,
+        pid: int,
+        cursor: int = 0,
+        *,
+        max_bytes: int = PAGE_BYTES,
+        wait: float = 0.0,
+        since: float | None = None,
     ) -> OutputPage:
         """A page of a process's output from `cursor`: see Process.read_output."""
-        return run(self._async.read_process_output(pid, cursor, max_bytes=max_bytes, wait=wait))
+        return run(self._async.read_process_output(pid, cursor, max_bytes=max_bytes, wait=wait, since=since))
 
     def all_processes(self) -> list[ProcessInfo]:
         """Every process of the VM, whoever started it, as its own /proc shows it. init is not shown."""
@@ -716,10 +727,16 @@ class Connection(Twin[AsyncConnection]):
         run(self._async.kill_process(pid))
 
     def read_process_output(
-        self, pid: int, cursor: int = 0, *, max_bytes: int = PAGE_BYTES, wait: float = 0.0
+        self,
+        pid: int,
+        cursor: int = 0,
+        *,
+        max_bytes: int = PAGE_BYTES,
+        wait: float = 0.0,
+        since: float | None = None,
     ) -> OutputPage:
         """A page of a process's output from `cursor`: see Process.read_output."""
-        return run(self._async.read_process_output(pid, cursor, max_bytes=max_bytes, wait=wait))
+        return run(self._async.read_process_output(pid, cursor, max_bytes=max_bytes, wait=wait, since=since))
 
     def all_processes(self) -> list[ProcessInfo]:
         """Every process of the VM, whoever started it, as its own /proc shows it. init is not shown."""

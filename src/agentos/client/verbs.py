@@ -187,11 +187,17 @@ class Verbs:
         await self._ask("kill_process", pid=pid)
 
     async def read_process_output(
-        self, pid: int, cursor: int = 0, *, max_bytes: int = PAGE_BYTES, wait: float = 0.0
+        self,
+        pid: int,
+        cursor: int = 0,
+        *,
+        max_bytes: int = PAGE_BYTES,
+        wait: float = 0.0,
+        since: float | None = None,
     ) -> OutputPage:
         """A page of a process's output from `cursor`: see Process.read_output."""
         result: OutputPage = await self._ask(
-            "read_process_output", pid=pid, cursor=cursor, max_bytes=max_bytes, wait=wait
+            "read_process_output", pid=pid, cursor=cursor, max_bytes=max_bytes, wait=wait, since=since
         )
         return result
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from agentos.actions import BY_METHOD
 from agentos.commands.execute import copy_output
+from agentos.commands.moments import parse_moment
 from agentos.commands.remote import add_key, add_vm_options, say, table, with_agent
 from agentos.commands.stdio import write_chunk
 from agentos.conversions import write_value
@@ -37,14 +38,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_vm_options(logs)
     logs.add_argument("--follow", "-f", action="store_true", help="go on until it ends")
     logs.add_argument(
-        "--since", type=int, default=0, metavar="CURSOR",
+        "--since", metavar="TIME",
+        help="not what came before: 10m or 1h30m ago, 2026-11-24T17:00:00Z, or seconds since the epoch",
+    )  # fmt: skip
+    logs.add_argument(
+        "--after", type=int, default=0, metavar="CURSOR",
         help="begin behind this many bytes of its output, as --cursor printed them",
     )  # fmt: skip
     logs.add_argument(
         "--tail", "-n", type=int, metavar="LINES", help="of what there is already, only the last lines"
     )
     logs.add_argument(
-        "--cursor", action="store_true", help="say at the end, on stderr, where --since goes on"
+        "--cursor", action="store_true", help="say at the end, on stderr, where --after goes on"
     )
     add_key(logs)
     logs.add_argument("pid", metavar="PID", type=int)
@@ -100,9 +105,13 @@ def _branches(nodes: Iterable[ProcessTreeNode], level: int) -> Iterable[list[str
 
 async def _logs(agent: Agent, arguments: argparse.Namespace) -> int:
     process = agent.process(arguments.pid)
-    cursor = arguments.since
+    cursor = arguments.after
     if cursor < 0:
-        raise InvalidRequest.argument("--since", cursor, "a number of bytes, 0 or more")
+        raise InvalidRequest.argument("--after", cursor, "a number of bytes, 0 or more")
+    if arguments.since is not None:
+        since = parse_moment("--since", arguments.since)
+        page = await process.read_output(cursor, max_bytes=1, since=since)
+        cursor = page.cursor - sum(len(chunk.data) for chunk in page.events)
     if arguments.tail is not None:
         if arguments.tail < 0:
             raise InvalidRequest.argument("--tail", arguments.tail, "a number of lines, 0 or more")
@@ -120,7 +129,7 @@ async def _logs(agent: Agent, arguments: argparse.Namespace) -> int:
         if page.exited or not page.events:
             break
     if arguments.cursor:
-        say(f"--since {cursor}")
+        say(f"--after {cursor}")
     return 0
 
 

@@ -10,6 +10,8 @@ finely they were written.
 from __future__ import annotations
 
 import asyncio
+import time
+from array import array
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable
 from operator import attrgetter
@@ -19,6 +21,11 @@ from agentos.model import OutputChunk, OutputPage, StreamName, check_count, chec
 _BLOCK_COST = 256
 """What a block costs beyond its bytes: two streams that alternate byte by byte must not outgrow the bound."""
 _GATHER_BELOW = 4096
+TIME_GRAIN = 1.0
+"""Seconds that bytes may lie apart and count as having arrived together."""
+_MOST_MARKS = 64
+_MARK_COST = 16
+"""What it costs to know when one more part of a block has arrived."""
 DEFAULT_PAGE_BYTES = 256 * 1024
 
 
@@ -30,13 +37,21 @@ def check_page(cursor: object, max_bytes: object, wait: object) -> float:
 
 
 class _Block:
-    __slots__ = ("data", "offset", "position", "stream")
+    __slots__ = ("data", "marks", "offset", "position", "stream")
 
-    def __init__(self, stream: StreamName, position: int, offset: int, data: bytes | bytearray) -> None:
+    def __init__(
+        self, stream: StreamName, position: int, offset: int, data: bytes | bytearray, now: float
+    ) -> None:
         self.stream = stream
         self.position = position
         self.offset = offset
         self.data = data
+        self.marks = array("d", (0, now))
+        """Pairs: where in it begins what has arrived from when on."""
+
+    @property
+    def cost(self) -> int:
+        return len(self.data) + _BLOCK_COST + (len(self.marks) // 2 - 1) * _MARK_COST
 
 
 _position = attrgetter("position")
@@ -109,14 +124,23 @@ class OutputLog:
         """Add the newest bytes of `stream` and drop the oldest beyond the bound."""
         if not data:
             return
+        now = time.time()
         last = self._blocks[-1] if len(self._blocks) > self._first else None
         offset = self._offsets[stream]
-        if last and last.stream == stream and len(last.data) + len(data) <= _GATHER_BELOW:
+        if (
+            last
+            and last.stream == stream
+            and len(last.data) + len(data) <= _GATHER_BELOW
+            and len(last.marks) < 2 * _MOST_MARKS
+        ):
             if not isinstance(last.data, bytearray):
                 last.data = bytearray(last.data)
+            if not 0 <= now - last.marks[-1] < TIME_GRAIN:
+                last.marks.extend((len(last.data), now))
+                self._cost += _MARK_COST
             last.data += data
         else:
-            self._blocks.append(_Block(stream, self.end, offset, data))
+            self._blocks.append(_Block(stream, self.end, offset, data, now))
             self._cost += _BLOCK_COST
         self._offsets[stream] = offset + len(data)
         self.end += len(data)
@@ -132,7 +156,7 @@ class OutputLog:
             if self.lossless and block.position + len(block.data) > self._consumed:
                 break
             self._first += 1
-            self._cost -= len(block.data) + _BLOCK_COST
+            self._cost -= block.cost
         self.start = self._blocks[self._first].position
         if self._first > 64 and self._first * 2 > len(self._blocks):
             del self._blocks[: self._first]
@@ -161,6 +185,14 @@ class OutputLog:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
+
+    def position_since(self, moment: float) -> int:
+        """Where what has arrived from `moment` on (seconds since the epoch) begins, to TIME_GRAIN: never behind it."""
+        for block in self._blocks[self._first :]:
+            for inside, arrived in zip(block.marks[::2], block.marks[1::2], strict=True):
+                if arrived > moment - TIME_GRAIN:
+                    return block.position + int(inside)
+        return self.end
 
     def read(self, cursor: int = 0, max_bytes: int = DEFAULT_PAGE_BYTES) -> OutputPage:
         """What follows `cursor`, at most `max_bytes` of it (but at least one block's beginning), at once.
@@ -222,8 +254,12 @@ class OutputLog:
                     self._waiters.remove(waiter)
                 raise
 
-    async def read_wait(self, cursor: int, max_bytes: int, wait: float) -> OutputPage:
-        """As `read`, but where nothing follows yet, wait up to `wait` seconds for it."""
+    async def read_wait(
+        self, cursor: int, max_bytes: int, wait: float, since: float | None = None
+    ) -> OutputPage:
+        """As `read`, but where nothing follows yet, wait up to `wait` seconds for it. Nothing from before `since`."""
+        if since is not None:
+            cursor = max(cursor, self.position_since(since))
         self._note_asked(cursor)
         if wait > 0 and self.end <= cursor and not self.finished:
             try:

@@ -24,6 +24,7 @@ from agentos.model import (
     SpawnedProcess,
     check_count,
     check_data,
+    check_moment,
     check_seconds,
 )
 
@@ -99,10 +100,19 @@ class Process:
         return self.log.follow(check_count("cursor", cursor))
 
     async def read_output(
-        self, cursor: int = 0, *, max_bytes: int = DEFAULT_PAGE_BYTES, wait: float = 0.0
+        self,
+        cursor: int = 0,
+        *,
+        max_bytes: int = DEFAULT_PAGE_BYTES,
+        wait: float = 0.0,
+        since: float | None = None,
     ) -> OutputPage:
-        """A page of its output from `cursor`; waits up to `wait` seconds where there is nothing yet."""
-        return await self.log.read_wait(cursor, max_bytes, check_page(cursor, max_bytes, wait))
+        """A page of its output from `cursor`; waits up to `wait` seconds where there is nothing yet.
+
+        `since`, in seconds since the epoch: what arrived more than a second before that is passed by.
+        """
+        patience = check_page(cursor, max_bytes, wait)
+        return await self.log.read_wait(cursor, max_bytes, patience, check_moment("since", since))
 
     async def write_stdin(self, data: str | bytes, *, idempotency_key: str | None = None) -> None:
         """Write to its stdin; returns once the bytes are accepted, in order. StdinClosed when nobody can read them.
@@ -243,10 +253,6 @@ class Process:
         if self.status is None and self._launch is not None:
             self._stopped = self._stopped or reason
             self._vm.link.kill_soon(self._launch)
-
-    def expect_end(self, reason: Reason) -> None:
-        """All of the VM is being killed: that is what its status will say, unless something else ended it first."""
-        self._stopped = self._stopped or reason
 
     def signal_leader(self, number: int, *, group: bool = False) -> None:
         """Send a signal to the process, or to the group that it leads. No effect when it has exited."""

@@ -193,7 +193,7 @@ class VM(ExecVerbs, BackgroundVerbs, ShellVerbs):
         self._starts.disk_kills += 1
         self._starts.disk_limit = limit
         for process in self._spawned.running():
-            process.expect_end("diskLimit")
+            process.end("diskLimit")
         with contextlib.suppress(VmStopped):
             self.link.send({"op": "kill_all"})
 

@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -226,9 +227,9 @@ def test_spawn_and_its_logs(url: str, cli: Cli, key: str) -> None:
     assert following.stdout is not None
     assert [following.stdout.readline() for _ in range(3)] == [b"b\n", b"/tmp\n", b"last\n"]
     done = cli("logs", "--cursor", key, pid)
-    assert (done.stdout, done.stderr) == (b"b\n/tmp\nlast\n", b"wrong\nagentos: --since 18\n")
-    assert cli("logs", "--since", "18", key, pid).stdout == b""
-    assert cli("logs", "--since", "2", key, pid).stdout == b"/tmp\nlast\n"
+    assert (done.stdout, done.stderr) == (b"b\n/tmp\nlast\n", b"wrong\nagentos: --after 18\n")
+    assert cli("logs", "--after", "18", key, pid).stdout == b""
+    assert cli("logs", "--after", "2", key, pid).stdout == b"/tmp\nlast\n"
     assert cli("logs", "--tail", "9", key, pid).stdout == b"b\n/tmp\nlast\n"
     lines = cli("spawn", key, "--", "seq 1000; printf unfinished; read line").stdout.decode().strip()
     until = time.monotonic() + 10
@@ -240,7 +241,12 @@ def test_spawn_and_its_logs(url: str, cli: Cli, key: str) -> None:
     out, err = following.communicate(timeout=20)
     assert (following.returncode, out, err) == (0, b"", b"wrong\n")
     assert json.loads(cli("spawn", "--json", key, "sleep", "1000").stdout)["pid"] > int(pid)
-    for line in (("logs", key, "99999"), ("logs", "--since", "-1", key, pid), ("logs", "-n", "-1", key, pid)):
+    for line in (
+        ("logs", key, "99999"),
+        ("logs", "--after", "-1", key, pid),
+        ("logs", "--since", "soon", key, pid),
+        ("logs", "-n", "-1", key, pid),
+    ):
         done = cli(*line)
         assert (done.returncode, done.stdout) == (1, b"")
 
@@ -297,6 +303,30 @@ def test_processes(url: str, cli: Cli, key: str) -> None:
         assert agent.all_processes() == []
     done = cli("kill", key, "99999")
     assert (done.returncode, done.stderr) == (1, b"agentos: Process not found: 99999\n")
+
+
+def test_logs_since(cli: Cli, key: str) -> None:
+    """A duration, a time, a timestamp, as docker takes them; with lines and positions too."""
+    pid = (
+        cli("spawn", key, "--", "echo early; sleep 2.5; date +%s.%N; echo late; read line")
+        .stdout.decode()
+        .strip()
+    )
+    until = time.monotonic() + 20
+    while b"late" not in cli("logs", key, pid).stdout:
+        assert time.monotonic() < until
+    first, stamp, last = cli("logs", key, pid).stdout.splitlines(keepends=True)
+    moment = datetime.fromtimestamp(float(stamp), UTC)
+    for since in (stamp.decode().strip(), moment.isoformat(), moment.strftime("%Y-%m-%dT%H:%M:%SZ")):
+        assert cli("logs", "--since", since, key, pid).stdout == stamp + last
+    local = moment.astimezone().replace(tzinfo=None).isoformat()
+    assert cli("logs", "--since", local, key, pid).stdout == stamp + last
+    for since in ("1h", "1h30m", "1.5h", "90m", "5400s", "2020-01-01", "0"):
+        assert cli("logs", "--since", since, key, pid).stdout == first + stamp + last
+    assert cli("logs", "--since", str(time.time() + 1000), key, pid).stdout == b""
+    assert cli("logs", "--since", str(float(stamp)), "-n", "9", key, pid).stdout == stamp + last
+    assert cli("logs", "--since", "1h", "--after", "6", key, pid).stdout == stamp + last
+    assert cli("logs", "--since", "1h", "-n", "1", key, pid).stdout == last
 
 
 def test_cp(cli: Cli, key: str, tmp_path: Path) -> None:

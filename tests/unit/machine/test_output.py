@@ -274,3 +274,31 @@ def test_a_lossless_log_keeps_what_nobody_has_read() -> None:
     log.read(page.cursor)
     log.release()
     assert log.retained_bytes == 0
+
+
+def test_what_has_arrived_since_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found within a block of gathered writes too, to a second, and never behind the moment; the bound holds."""
+    now = 1000.0
+    monkeypatch.setattr("agentos.machine.output.time.time", lambda: now)
+    log = OutputLog(20_000)
+    for second in range(100):
+        now = 1000.0 + second
+        log.append("stdout", b"line\n")
+    assert log.position_since(0) == 0
+    assert log.position_since(1050.5) == 50 * 5
+    assert log.position_since(1050) == 50 * 5
+    assert log.position_since(1098.9) == 98 * 5
+    assert log.position_since(1200) == log.end
+    now = 1300.0
+    log.append("stderr", b"x" * 5000)
+    assert log.position_since(1200) == 500
+    for second in range(1000):
+        now = 2000.0 + second
+        log.append("stdout", b"line\n")
+    assert log.retained_bytes <= log.max_bytes
+    assert log.start > 500
+    assert log.position_since(0) == log.start
+    assert log.position_since(2900.5) == log.end - 100 * 5
+    assert log.retained_bytes == sum(block.cost for block in log._blocks[log._first :])
+    log.release()
+    assert log.position_since(0) == log.end

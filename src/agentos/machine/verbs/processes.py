@@ -18,6 +18,7 @@ from agentos.model import (
     SpawnedProcess,
     check_count,
     check_data,
+    check_moment,
     check_seconds,
 )
 from agentos.nested import ProcessVerbs
@@ -145,11 +146,18 @@ class BackgroundVerbs(VmBase):
             await process.kill_lineage()
 
     async def read_process_output(
-        self, pid: int, cursor: int = 0, *, max_bytes: int = DEFAULT_PAGE_BYTES, wait: float = 0.0
+        self,
+        pid: int,
+        cursor: int = 0,
+        *,
+        max_bytes: int = DEFAULT_PAGE_BYTES,
+        wait: float = 0.0,
+        since: float | None = None,
     ) -> OutputPage:
         """A page of a process's output from `cursor`: see Process.read_output."""
         check_page(cursor, max_bytes, wait)
-        return await self._process(pid).read_output(cursor, max_bytes=max_bytes, wait=wait)
+        check_moment("since", since)
+        return await self._process(pid).read_output(cursor, max_bytes=max_bytes, wait=wait, since=since)
 
     # -- every process
 
