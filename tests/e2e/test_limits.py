@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from typing import Any
 
 import pytest
@@ -138,6 +139,22 @@ def test_cpu(in_vm: Any) -> None:
         assert 0.2 < float(result.stdout) < 1.0
 
     in_vm(body, limits=Limits(cpu_cores=0.25))
+
+
+def test_no_priority_over_others_is_passed_on(in_vm: Any) -> None:
+    """A program has the host's nice value, as what it starts has; what lets it start sooner ends with it."""
+    show = (
+        "print(os.getpriority(os.PRIO_PROCESS, 0), bool(os.sched_getscheduler(0) & os.SCHED_RESET_ON_FORK))"
+    )
+    source = f"import os\nif os.fork(): os.wait()\n{show}"
+
+    async def body(vm: VM) -> None:
+        nice = os.getpriority(os.PRIO_PROCESS, 0)
+        for user in ("agentos", "root"):
+            result = await vm.exec_file("python3", ["-c", source], user=user)
+            assert result.stdout == f"{nice} False\n{nice} True\n"
+
+    in_vm(body)
 
 
 def test_live_processes(in_vm: Any) -> None:

@@ -22,6 +22,8 @@ _OOM_SCORE_ADJ = 500
 SLICE_NS = 100_000
 """The shortest time slice that Linux takes, for init, its servants, and each program that they start (not for what
 those start). It gives no more of the CPU, but sooner, where others in this VM or another want it all the time.
+A program has it from its first instant: the kernel puts what is new on whichever CPU has less to do, and without it
+that waits there until the other's time is up, several milliseconds.
 
 Where everything has it, a fork bomb keeps commands of its own VM waiting for seconds: who has been interrupted while
 holding a lock of the kernel waits for its turn among all the others.
@@ -47,14 +49,18 @@ class Confinement:
         """From `to_json`'s values."""
         return cls(data["mode"], data["last_cap"], bytes.fromhex(data["filter"]))
 
-    def bind(self, *, root: bool, processes: int, keep_priority: bool = False) -> None:
+    def bind(
+        self, *, root: bool, processes: int, pass_on_priority: bool = False, killed_last: bool = False
+    ) -> None:
         """Give up for good all that neither the VM's user nor, with `root`, its root may have.
 
-        With `keep_priority` it remains before all that runs in the VM, as init is, for CPU time and memory.
+        What it starts has the ordinary priority and time slice, unless with `pass_on_priority` its own, as init has
+        them. With `killed_last` it is not killed before init when memory runs out.
         """
-        if not keep_priority:
+        if not killed_last:
             go_before_init()
-            _let_go_of_priority()
+        if not pass_on_priority:
+            syscalls.sched_setattr(slice_ns=SLICE_NS, reset_on_fork=True)
         fake_root = root and self.mode == "single"
         if fake_root:
             syscalls.setns(_KEPT_FD, syscalls.CLONE_NEWUSER)
@@ -98,11 +104,6 @@ def go_before_init() -> None:
         privileges.set_undumpable()
 
 
-def _let_go_of_priority() -> None:
-    """What is started from here has the ordinary priority again, sched(7)."""
-    syscalls.sched_setattr(slice_ns=SLICE_NS, reset_on_fork=True)
-
-
 def fork_confined(fds: list[int], message: Message, confinement: Confinement, processes: int) -> int:
     """Fork a child that serves what `message` asks for on the socket `fds[0]`. Returns its pid."""
     pid = os.fork()
@@ -131,7 +132,8 @@ def _serve(channel: BlockingChannel, message: Message, confinement: Confinement,
         confinement.bind(
             root=kind in ("spawner", "reserve") and uid == 0,
             processes=processes + beyond,
-            keep_priority=kind == "reserve",
+            pass_on_priority=kind in ("spawner", "reserve"),
+            killed_last=kind == "reserve",
         )
         os.umask(0o022)
         if kind == "spawner":

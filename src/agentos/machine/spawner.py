@@ -62,7 +62,7 @@ def serve(
 def _posix_spawn(path: str, argv: list[str], environment: dict[str, str], actions: list[Any]) -> int:
     pid = os.posix_spawn(path, argv, environment, file_actions=actions, setsid=True)
     with contextlib.suppress(OSError):  # it has ended already
-        syscalls.sched_setattr(pid, slice_ns=SLICE_NS, reset_on_fork=True)
+        syscalls.sched_setattr(pid, slice_ns=SLICE_NS, least_nice=0, reset_on_fork=True)
     return pid
 
 
