@@ -44,7 +44,10 @@ class Traffic:
 
 
 class Refused(Exception):
-    """The VM may not have it. `reason` is `not-allowed`, `forbidden-address`, `host-address`, `name` or `method`."""
+    """The VM may not have it.
+
+    `reason` is `not-allowed`, `forbidden-address`, `private-address`, `host-address`, `name` or `method`.
+    """
 
     def __init__(self, target: str, reason: str) -> None:
         super().__init__(f"{target}: {_REASONS[reason]}")
@@ -55,6 +58,7 @@ class Refused(Exception):
 _REASONS: Final = {
     "not-allowed": "the network rules of this VM do not allow it",
     "forbidden-address": "loopback, link-local, metadata and the like are reached from no VM",
+    "private-address": "it is no public address, and reached only where a rule has the address in it",
     "host-address": "it is an address of the host itself",
     "name": "this is no host name",
     "method": "only CONNECT and http:// are served",

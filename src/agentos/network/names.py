@@ -7,7 +7,7 @@ import socket
 from typing import Any, Final
 
 from agentos.network import dns
-from agentos.network.addresses import Address
+from agentos.network.addresses import Address, is_forbidden
 from agentos.network.dns import Malformed, Query
 from agentos.network.gate import Gate, Refused
 from agentos.network.pace import Pace
@@ -107,7 +107,12 @@ class NameService:
         shown = self._gate.shown(query.name, reply.addresses)
         may_show = self._gate.network.may_show
         if query.kind == dns.A and reply.addresses and not any(may_show(one) for one in reply.addresses):
-            self._gate.note(Refused(query.name, "forbidden-address"))
+            private = [one for one in reply.addresses if not is_forbidden(one)]
+            self._gate.note(
+                Refused(f"{query.name} ({private[0]})", "private-address")
+                if private
+                else Refused(query.name, "forbidden-address")
+            )
         return shown, reply.ttl
 
     async def addresses(self, name: str) -> list[Address]:

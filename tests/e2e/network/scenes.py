@@ -164,6 +164,43 @@ async def allow_list(vm: VM, host: Host) -> None:
     assert host.traffic.refused["not-allowed"] >= 6, host.traffic
 
 
+@on_network(["web.example.com:80", "web.example.com:443"])
+async def https(vm: VM, host: Host) -> None:
+    """TLS from end to end: curl, Python, pip, Node, npm and git verify the server itself; other servers are refused."""
+    assert "BEGIN CERTIFICATE" in await out(vm, "curl -sSf http://web.example.com/ca.pem | tee /tmp/ca.pem")
+    await fails(vm, "curl -sS https://web.example.com/", "certificate")
+    trusted = dict.fromkeys(
+        ("CURL_CA_BUNDLE", "SSL_CERT_FILE", "PIP_CERT", "NODE_EXTRA_CA_CERTS", "GIT_SSL_CAINFO"),
+        "/tmp/ca.pem",
+    )
+
+    async def says(command: str) -> str:
+        return await out(vm, command, env=trusted)
+
+    assert f"here={WEB} host=web.example.com" in await says("curl -sSf4 https://web.example.com/")
+    fetched = "import urllib.request as u; print(u.urlopen('https://web.example.com/py', timeout=10).read().decode())"
+    assert "path=/py" in await says(python(fetched))
+    pip = "v/bin/pip install -q --isolated --disable-pip-version-check --cert /tmp/ca.pem"
+    await says(f"python3 -m venv v && {pip} --index-url https://web.example.com/simple tiny")
+    assert await says("v/bin/python -c 'import tiny; print(tiny.said)'") == "tiny from a wheel\n"
+    js = "fetch('https://web.example.com/js').then(r => r.text()).then(t => process.stdout.write(t))"
+    assert "path=/js" in await says(f'node -e "{js}"')
+    npm = "npm install --registry https://web.example.com/npm --cafile /tmp/ca.pem --no-audit --no-fund"
+    await says(f"mkdir js && cd js && {npm} --no-update-notifier tiny")
+    assert await says("cd js && node -p 'require(\"tiny\")'") == "tiny from a tarball\n"
+    assert await says("git clone -q https://web.example.com/git/repo.git && cat repo/README") == "cloned\n"
+    assert f"here={WEB}" in await says(f"curl -sSf4 -x {PROXY} https://web.example.com/")
+    assert not host.traffic.refused, host.traffic
+    # What is allowed is the name's address, whatever name a program gives to the server there.
+    borrowed = f"curl -sSk --resolve web.example.com:443:{OTHER}"
+    await fails(vm, f"{borrowed} https://web.example.com/", "Permission denied", "connect")
+    await fails(vm, "curl -sSk https://other.example.org/", "resolve")
+    await fails(vm, f"curl -sSk -x {PROXY} https://other.example.org/", "403")
+    for one in (METADATA, HOST, f"[{HOST6}]", PRIVATE, "[::ffff:169.254.169.254]"):
+        await fails(vm, f"curl -sSk https://{one}/", "connect")
+        await fails(vm, f"curl -sSk -x {PROXY} https://{one}/", "403")
+
+
 @on_network(["*.example.com:80", "other.example.org:80", f"{PRIVATE}:7"])
 async def refused_by_the_kernel(vm: VM, host: Host) -> None:
     """Where no name has led yet, connect(2) fails at once with EACCES; also where it is too long ago."""
@@ -718,10 +755,14 @@ async def refusals_are_logged(vm: VM, host: Host) -> None:
     logger.setLevel(logging.INFO)
     for _ in range(3):
         await out(vm, f"curl -sS -x {PROXY} http://{METADATA}/")
-    assert [(one.getMessage(), one.__dict__["reason"]) for one in records] == [
-        ("network access refused", "forbidden-address")
-    ]
-    assert host.traffic.refused == {"forbidden-address": 3}
+        await fails(vm, "curl -sS http://private.example.com/", "resolve")
+        await fails(vm, "curl -sS http://metadata.google.internal/", "resolve")
+    assert [one.getMessage() for one in records] == ["network access refused"] * 3
+    assert [(one.__dict__["target"], one.__dict__["reason"]) for one in records] == [
+        (f"{METADATA}:80", "forbidden-address"), (f"private.example.com ({PRIVATE})", "private-address"),
+        ("metadata.google.internal", "forbidden-address"),
+    ]  # fmt: skip
+    assert host.traffic.refused == {"forbidden-address": 6, "private-address": 3}
 
 
 def test_route_types() -> None:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import io
 import itertools
+import json
 import os
 import socket
+import ssl
 import struct
 import subprocess
+import tarfile
 import tempfile
 import threading
+import zipfile
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 from internet import DNS, HOST, METADATA, OTHER, PRIVATE, WEB, WEB6
@@ -109,6 +115,8 @@ class Pages(SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path.startswith("/git/"):
             super().do_GET()
+        elif self.path in PACKAGES:
+            self._say(200, PACKAGES[self.path], ("content-type", "text/html"))
         elif self.path == "/to-metadata":
             self._say(302, b"", ("location", f"http://{METADATA}/"))
         elif self.path == "/to-private":
@@ -148,6 +156,64 @@ def serve_pages(directory: str) -> None:
     """The web, on port 80 of every address."""
     server = Server6(("::", 80), functools.partial(Pages, directory=directory))
     threading.Thread(target=server.serve_forever, daemon=True).start()
+
+
+PACKAGES: dict[str, bytes] = {}
+"""Path -> content of a registry for pip below /simple, one for npm below /npm, and the authority of its certificate."""
+
+
+def make_packages(directory: str) -> None:
+    """A wheel, a tarball, and the pages by which pip and npm find them."""
+    with io.BytesIO() as file:
+        with zipfile.ZipFile(file, "w") as wheel:
+            wheel.writestr("tiny.py", "said = 'tiny from a wheel'\n")
+            about = "tiny-1.0.dist-info/"
+            wheel.writestr(f"{about}METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+            wheel.writestr(f"{about}WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{about}RECORD", "tiny.py,,\n")
+        PACKAGES["/files/tiny-1.0-py3-none-any.whl"] = file.getvalue()
+    PACKAGES["/simple/tiny/"] = b'<a href="/files/tiny-1.0-py3-none-any.whl">tiny-1.0-py3-none-any.whl</a>'
+    with io.BytesIO() as file:
+        with tarfile.open(fileobj=file, mode="w:gz") as tarball:
+            for name, content in (
+                ("package.json", b'{"name": "tiny", "version": "1.0.0"}'),
+                ("index.js", b"module.exports = 'tiny from a tarball'"),
+            ):
+                entry = tarfile.TarInfo(f"package/{name}")
+                entry.size = len(content)
+                tarball.addfile(entry, io.BytesIO(content))
+        PACKAGES["/files/tiny-1.0.0.tgz"] = file.getvalue()
+    dist = {"tarball": "https://web.example.com/files/tiny-1.0.0.tgz"}
+    versions = {"1.0.0": {"name": "tiny", "version": "1.0.0", "dist": dist}}
+    PACKAGES["/npm/tiny"] = json.dumps(
+        {"name": "tiny", "dist-tags": {"latest": "1.0.0"}, "versions": versions}
+    ).encode()
+    PACKAGES["/ca.pem"] = Path(directory, "cert.pem").read_bytes()
+
+
+def serve_tls(directory: str) -> None:
+    """The same pages on port 443, with a certificate for web.example.com alone."""
+    key, cert = f"{directory}/key.pem", f"{directory}/cert.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", "/CN=agentos tests", "-addext", "subjectAltName=DNS:web.example.com", "-keyout", key, "-out", cert],
+        check=True, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    server = TlsServer(("::", 443), functools.partial(Pages, directory=directory))
+    server.context = context
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+
+class TlsServer(Server6):
+    """Each connection's handshake is in its own thread."""
+
+    context: ssl.SSLContext
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        with contextlib.suppress(OSError), self.context.wrap_socket(request, server_side=True) as sock:
+            super().finish_request(sock, client_address)
 
 
 def make_repository(directory: str) -> None:
@@ -207,6 +273,8 @@ def serve(ready: socket.socket) -> None:
         make_repository(directory)
         serve_names()
         serve_pages(directory)
+        serve_tls(directory)
+        make_packages(directory)
         serve_echo()
         ready.send(b"r")
         while ready.recv(1):
