@@ -63,7 +63,7 @@ def with_http_client(connection: http.client.HTTPConnection) -> Call:
 
 
 def with_httpx(client: httpx.Client) -> Call:
-    """Call over one open connection of httpx, which the Python clients use."""
+    """Call over one open connection of a common HTTP client."""
 
     def call(key: str) -> None:
         answer = client.post(path(key), json={"args": ["echo hi"]})

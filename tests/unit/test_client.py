@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 from agentos.actions import ACTIONS
 from agentos.client import aio
 from agentos.client import sync as blocking
+from agentos.client.transport import proxy_for
+from agentos.errors import ConnectionLost, InvalidRequest
 from agentos.machine import files, process, shell, vm
 
 EMBEDDED = [
@@ -96,10 +99,72 @@ def test_importing_agentos_needs_only_the_standard_library() -> None:
     """The client and the server are imported when they are asked for."""
     script = (
         "import sys, agentos, agentos.sync, agentos.cli\n"
-        "assert not {'httpx', 'cbor2', 'websockets', 'uvicorn', 'starlette'} & set(sys.modules), sys.modules\n"
+        "assert not {'aiohttp', 'cbor2', 'websockets', 'uvicorn', 'starlette'} & set(sys.modules), sys.modules\n"
         "agentos.create_client, agentos.agent_os, agentos.setup\n"
         "assert agentos.sync.create_client().vm.name == 'vm'\n"
         "from agentos import create_client, setup, agent_os\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.fixture
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment without any."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.mark.usefixtures("no_proxy")
+@pytest.mark.parametrize(
+    ("environment", "endpoint", "wanted"),
+    [
+        ({}, "https://vms.example", None),
+        ({"https_proxy": "http://p:3128"}, "https://vms.example", "http://p:3128"),
+        ({"https_proxy": "http://p:3128"}, "http://vms.example", None),
+        ({"all_proxy": "p:3128"}, "http://vms.example:6420/base", "http://p:3128"),
+        ({"http_proxy": "http://p:3128", "no_proxy": "example"}, "http://vms.example:6420", None),
+        ({"http_proxy": "http://p:3128", "no_proxy": "localhost"}, "http://localhost:6420", None),
+    ],
+)
+def test_the_proxy_of_the_environment(
+    environment: dict[str, str], endpoint: str, wanted: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is used for the endpoints that it is meant for."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert proxy_for(endpoint) == wanted
+
+
+async def _asked_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> tuple[bytes, str]:
+    heard: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.set_result(await reader.readuntil(b"\r\n"))
+        writer.write(b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 2\r\n\r\nno")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}")
+        async with aio.create_client("http://vms.example:6420") as client:
+            with pytest.raises(ConnectionLost) as lost:
+                await client.vm.get_or_create("a").exec("true")
+        return await heard, lost.value.message
+
+
+@pytest.mark.usefixtures("no_proxy")
+def test_requests_go_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it answers by itself is told."""
+    line, said = asyncio.run(_asked_through_a_proxy(monkeypatch))
+    assert line.startswith(b"POST http://vms.example:6420/gateway/vm/action/exec?")
+    assert said == "http://vms.example:6420 is no agentos server: it answered 502"
+
+
+@pytest.mark.usefixtures("no_proxy")
+def test_a_proxy_of_a_kind_that_is_not_spoken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused: going past it could be what it is there to prevent."""
+    monkeypatch.setenv("all_proxy", "socks5://p:1080")
+    with pytest.raises(InvalidRequest, match="socks5"):
+        proxy_for("http://vms.example")

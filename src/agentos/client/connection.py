@@ -10,9 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from websockets.asyncio.client import ClientConnection as WebSocket
-from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
+import aiohttp
+from yarl import URL
 
 from agentos.client.events import read_event
 from agentos.client.transport import Way
@@ -27,7 +26,9 @@ from agentos.wire.terms import Terms, subprotocols_of_terms
 log = logging.getLogger("agentos.client")
 
 _OPEN_SECONDS: Final = 15.0
-_PING_SECONDS: Final = 20.0
+_PING_SECONDS: Final = 40.0
+"""Silence after which the server is asked for a sign of life, for which it has half as long."""
+_CLOSE_SECONDS: Final = 1.0
 _DELAYS: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 5.0, 5.0)
 """Seconds before each further try to open the connection again."""
 _MOST_QUEUED: Final = 1024
@@ -35,6 +36,25 @@ _MOST_QUEUED: Final = 1024
 _FRAME_BYTES: Final = 1024 * 1024 * 1024
 
 Handler = Callable[..., Any]
+
+
+class _SocketClosed(Exception):
+    """The WebSocket has ended; a client reads the reason."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+
+async def _frame(socket: aiohttp.ClientWebSocketResponse) -> Frame:
+    """The next frame. Raises _SocketClosed."""
+    message = await socket.receive()
+    if message.type is aiohttp.WSMsgType.BINARY or message.type is aiohttp.WSMsgType.TEXT:
+        frame: Frame = message.data
+        return frame
+    reason = message.extra if message.type is aiohttp.WSMsgType.CLOSE else None
+    raise _SocketClosed(socket.close_code or 1006, reason or "")
 
 
 class Link:
@@ -47,7 +67,7 @@ class Link:
         """Why the connection is over."""
         self._state = ClientConnection(BARE_BYTES)
         self._answers: dict[int, asyncio.Future[Any]] = {}
-        self._socket: WebSocket | None = None
+        self._socket: aiohttp.ClientWebSocketResponse | None = None
         self._sends: set[asyncio.Task[None]] = set()
         self._events: deque[tuple[str, tuple[Any, ...]]] = deque()
         self._changed = asyncio.Event()
@@ -118,9 +138,10 @@ class Link:
 
     async def _send(self, frame: Frame) -> None:
         socket = self._socket
+        assert isinstance(frame, bytes)  # as this encoding has it
         if socket is not None:
-            with contextlib.suppress(ConnectionClosed):  # whoever receives sees that too, and says so
-                await socket.send(frame)
+            with contextlib.suppress(ConnectionError):  # whoever receives sees that too, and says so
+                await socket.send_bytes(frame)
 
     def _on_loop(self, do: Callable[[], None]) -> None:
         """Do it now, or soon where another thread asks: the blocking twin does."""
@@ -175,7 +196,7 @@ class Link:
                 opened.set_exception(failure)
                 self._end(failure)
                 return
-            if stay_away or tries > len(_DELAYS):
+            if stay_away or tries > len(_DELAYS) or self.way.transport.closed:
                 self._end(failure)
                 return
             await asyncio.sleep(_DELAYS[tries - 1])
@@ -186,41 +207,40 @@ class Link:
         transport = self.way.transport
         target = type(target)(**{**_fields(target), "token": transport.token})
         url = "ws" + transport.endpoint.removeprefix("http") + gateway_path(target, Connect())
-        protocols: Any = subprotocols_of_terms(Terms(BARE_BYTES))
-        try:
-            async with connect(
-                url, subprotocols=protocols, max_size=_FRAME_BYTES, compression=None,
-                open_timeout=_OPEN_SECONDS, ping_interval=_PING_SECONDS, ping_timeout=2 * _PING_SECONDS,
-                close_timeout=1,
-            ) as socket:  # fmt: skip
-                self._socket = socket
-                try:
-                    await self._receive(socket, opened)
-                finally:
-                    self._socket = None
-        except AgentOSError:  # some are an OSError too
-            raise
-        except (OSError, InvalidHandshake, TimeoutError, ConnectionClosed) as error:
-            said = str(error) or type(error).__name__
-            raise ConnectionLost(
-                f"nobody answers at {transport.endpoint} ({said})", endpoint=transport.endpoint
-            ) from None
-
-    async def _receive(self, socket: WebSocket, opened: asyncio.Future[None]) -> None:
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
-                await self._take(await socket.recv(), opened)
+                socket = await transport.session.ws_connect(
+                    URL(url, encoded=True), protocols=subprotocols_of_terms(Terms(BARE_BYTES)),
+                    max_msg_size=_FRAME_BYTES, heartbeat=_PING_SECONDS,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_SECONDS),
+                )  # fmt: skip
+        except AgentOSError:  # some are an OSError too
+            raise
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise transport.unreachable(error) from None
+        async with socket:
+            self._socket = socket
+            try:
+                await self._receive(socket, opened)
+            finally:
+                self._socket = None
+
+    async def _receive(self, socket: aiohttp.ClientWebSocketResponse, opened: asyncio.Future[None]) -> None:
+        try:
+            async with asyncio.timeout(_OPEN_SECONDS):
+                await self._take(await _frame(socket), opened)
             while True:
-                await self._take(await socket.recv(), opened)
+                await self._take(await _frame(socket), opened)
                 while len(self._events) >= _MOST_QUEUED and not self._answers:
                     self._room.clear()
                     await self._room.wait()
-        except ConnectionClosed:
+        except _SocketClosed as closed:
             if self._state.open:
                 return
-            code, reason = socket.close_code or 1006, socket.close_reason or ""
-            error = error_of_close(code, reason)
-            raise (ConnectionLost(error.message) if reconnects(reason) else error) from None
+            error = error_of_close(closed.code, closed.reason)
+            raise (ConnectionLost(error.message) if reconnects(closed.reason) else error) from None
+        except TimeoutError as error:
+            raise self.way.transport.unreachable(error) from None
 
     async def _take(self, frame: Frame, opened: asyncio.Future[None]) -> None:
         received = self._state.receive(frame)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-import httpx
+import aiohttp
+from yarl import URL
 
 from agentos.errors import ConnectionLost, InvalidRequest, VmNotFound
 from agentos.wire.address import Action, ById, ByKey, Target, gateway_path
@@ -25,8 +28,12 @@ _IDLE_SECONDS: Final = 30.0
 """An idle connection is not used again after this: less than what the server keeps it for."""
 
 
+_BIG_BYTES: Final = 256 * 1024
+"""A body beyond this is sent piece by piece."""
+
+
 class Transport:
-    """Requests to the server at `endpoint`."""
+    """Requests to the server at `endpoint`, through the proxy that the environment names for it."""
 
     def __init__(self, endpoint: str, token: str | None, namespace: str) -> None:
         parts = urlsplit(endpoint if isinstance(endpoint, str) else "")
@@ -36,87 +43,100 @@ class Transport:
         self.token = token
         self.namespace = namespace
         self.reached = False
-        self._http: httpx.AsyncClient | None = None
-        self._closed = False
+        self._session: aiohttp.ClientSession | None = None
+        self.closed = False
+        """Whether it is over: nothing more is asked."""
 
-    def _client(self) -> httpx.AsyncClient:
-        if self._closed:
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """What keeps the connections. Raises ConnectionLost when the client was closed."""
+        if self.closed:
             raise ConnectionLost("the client was closed")
-        if self._http is None:
-            limits = httpx.Limits(
-                max_connections=None, max_keepalive_connections=100, keepalive_expiry=_IDLE_SECONDS
-            )
+        if self._session is None:
             terms = Terms(BARE_BYTES, token=self.token)
-            self._http = httpx.AsyncClient(
-                headers=[*headers_of_terms(terms), ("content-type", BARE_BYTES.content_type)],
-                limits=limits, timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
-                # Reading all the certificates takes 20 ms, for nothing where there is no TLS.
-                verify=self.endpoint.startswith("https:"),
+            self._session = aiohttp.ClientSession(
+                headers=[
+                    *headers_of_terms(terms), ("content-type", BARE_BYTES.content_type), ("user-agent", "agentos"),
+                ],
+                skip_auto_headers=("accept", "accept-encoding"),
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS),
+                cookie_jar=aiohttp.DummyCookieJar(), proxy=proxy_for(self.endpoint),
             )  # fmt: skip
-        return self._http
+        return self._session
 
     async def close(self) -> None:
         """End all connections. Requests in flight fail."""
-        self._closed = True
-        if self._http is not None:
-            await self._http.aclose()
+        self.closed = True
+        if self._session is not None:
+            await self._session.close()
 
     async def _request(
         self, method: str, path: str, content: bytes | None = None, wait: float | None = None
-    ) -> httpx.Response:
+    ) -> bytes:
+        """The body of a good answer."""
         read = None if wait is None else wait + _SLACK_SECONDS
-        timeout = httpx.Timeout(read, connect=_CONNECT_SECONDS, pool=None)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=read)
+        data = io.BytesIO(content) if content is not None and len(content) > _BIG_BYTES else content
+        url = URL(self.endpoint + path, encoded=True)
         try:
-            response = await self._client().request(
-                method, self.endpoint + path, content=content, timeout=timeout
-            )
-        except httpx.ConnectError as error:
-            raise ConnectionLost(
-                f"nobody answers at {self.endpoint} ({error})", endpoint=self.endpoint,
-                remedy="start a server with `agentos serve`",
-            ) from None  # fmt: skip
-        except httpx.RequestError as error:
+            async with self.session.request(
+                method, url, data=data, timeout=timeout, allow_redirects=False
+            ) as response:
+                body = await response.read()
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise self.unreachable(error) from None
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            self._check_open(error)
             self.reached = True
             said = str(error) or type(error).__name__
             raise ConnectionLost(
                 f"the connection to {self.endpoint} broke: {said}", endpoint=self.endpoint
             ) from None
-        except RuntimeError as error:  # closed while it was asked
-            if not self._closed:
-                raise
-            raise ConnectionLost("the client was closed") from error
-        if response.status_code != 200:
-            raise self._failure(response)
+        except RuntimeError as error:
+            self._check_open(error)
+            raise
+        if response.status != 200:
+            raise self._failure(response.status, response.headers.get("content-type", ""), body)
         self.reached = True
-        return response
+        return body
 
-    def _failure(self, response: httpx.Response) -> Exception:
+    def _check_open(self, error: Exception) -> None:
+        """Raise ConnectionLost where it was closed while it was asked."""
+        if self.closed:
+            raise ConnectionLost("the client was closed") from error
+
+    def unreachable(self, error: Exception) -> ConnectionLost:
+        """What to say when no connection came about."""
+        said = str(error) or type(error).__name__
+        return ConnectionLost(
+            f"nobody answers at {self.endpoint} ({said})", endpoint=self.endpoint,
+            remedy="start a server with `agentos serve`",
+        )  # fmt: skip
+
+    def _failure(self, status: int, content_type: str, body: bytes) -> Exception:
         try:
-            failure = decode_http_error(
-                BARE_BYTES, response.headers.get("content-type", ""), response.content
-            )
+            failure = decode_http_error(BARE_BYTES, content_type, body)
         except MalformedMessage:
             return ConnectionLost(
-                f"{self.endpoint} is no agentos server: it answered {response.status_code}",
-                endpoint=self.endpoint, status=response.status_code,
-            )  # fmt: skip
+                f"{self.endpoint} is no agentos server: it answered {status}",
+                endpoint=self.endpoint,
+                status=status,
+            )
         self.reached = True
         return error_of(failure)
 
     async def call(self, target: Target, name: str, args: tuple[Any, ...], wait: float | None) -> Any:
         """The output of an action."""
         body = BARE_BYTES.encode_body(HttpActionRequest(args))
-        response = await self._request("POST", gateway_path(target, Action(name)), body, wait)
-        return BARE_BYTES.decode_body(HttpActionResponse, response.content).output
+        answer = await self._request("POST", gateway_path(target, Action(name)), body, wait)
+        return BARE_BYTES.decode_body(HttpActionResponse, answer).output
 
     async def actors(self, **query: str) -> list[dict[str, Any]]:
         """The server's records of VMs, all pages of them."""
         found: list[dict[str, Any]] = []
         parameters = {"namespace": self.namespace, **query}
         while True:
-            tree = json.loads(
-                (await self._request("GET", f"/actors?{httpx.QueryParams(parameters)}")).content
-            )
+            tree = json.loads(await self._request("GET", f"/actors?{urlencode(parameters)}"))
             found += tree["actors"]
             cursor = (tree.get("pagination") or {}).get("cursor")
             if not cursor:
@@ -125,9 +145,23 @@ class Transport:
 
     async def make_actor(self, method: str, body: Mapping[str, Any]) -> str:
         """The id of a VM: PUT gets or makes it, POST makes it."""
-        path = f"/actors?{httpx.QueryParams({'namespace': self.namespace})}"
-        tree = json.loads((await self._request(method, path, json.dumps(body).encode())).content)
+        path = f"/actors?{urlencode({'namespace': self.namespace})}"
+        tree = json.loads(await self._request(method, path, json.dumps(body).encode()))
         return str(tree["actor"]["actor_id"])
+
+
+def proxy_for(endpoint: str) -> str | None:
+    """The proxy that the environment wants to be used for `endpoint` (`http_proxy`, `https_proxy`, `all_proxy`, less
+    `no_proxy`). Raises InvalidRequest for one of a kind that is not spoken here."""
+    parts = urlsplit(endpoint)
+    proxies = getproxies()
+    found = proxies.get(parts.scheme) or proxies.get("all")
+    if not found or proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return None
+    url = found if "://" in found else f"http://{found}"
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise InvalidRequest.argument("proxy of the environment", found, "an http:// URL")
+    return url
 
 
 class Way:
