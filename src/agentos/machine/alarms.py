@@ -20,6 +20,8 @@ from agentos.model import LimitReached, Limits
 
 _LOOK_SECONDS = 0.1
 """From the kernel's sign, which version 1 gives before it kills, to the one look at the figures in that time."""
+_NAME_SECONDS = 1.0
+"""From a kill for want of memory to its being told without a name: who was killed takes time to end."""
 _BURST_SECONDS = 1.0
 """A limit that is reached again and again is told once in that time."""
 _REMEDIES = {
@@ -49,6 +51,8 @@ class Alarms:
         self._seen = {"memory": 0, "pids": 0}
         self._looks: dict[str, asyncio.TimerHandle] = {}
         self._victim: tuple[int | None, str | None] = (None, None)
+        self._nameless: asyncio.TimerHandle | None = None
+        """A kill of the kernel's that may yet turn out to be of a command."""
         self._made_room = False
         self._pids_seen = b""
 
@@ -74,6 +78,8 @@ class Alarms:
             return
         for timer in self._looks.values():
             timer.cancel()
+        if self._nameless is not None:
+            self._nameless.cancel()
         fds, self._fds = self._fds, {}
         for fd in fds.values():
             _poller(self._loop).remove(fd)
@@ -94,7 +100,9 @@ class Alarms:
     def killed(self, pid: int | None, command: str) -> None:
         """A program that was started through the API ended for want of memory."""
         self._victim = (pid, command)
-        if "memory" not in self._looks:
+        if self._nameless is not None:
+            self._tell_of_memory()
+        elif "memory" not in self._looks:
             self._later("memory")
 
     def make_room(self) -> None:
@@ -145,13 +153,21 @@ class Alarms:
         before = self._seen[name]
         with contextlib.suppress(OSError):  # the VM is ending
             self._look(name)
-        if name == "memory" and (self._seen[name] > before or self._victim[1] is not None):
-            (pid, command), self._victim = self._victim, (None, None)
-            self.reached("memory_bytes", pid=pid, command=command)
+        if name == "memory" and self._victim[1] is not None:
+            self._tell_of_memory()
+        elif name == "memory" and self._seen[name] > before and self._nameless is None:
+            self._nameless = self._loop.call_later(_NAME_SECONDS, self._tell_of_memory)
         elif name == "pids" and self._seen[name] > before:
             self.reached("processes")
         if name in self._fds:
             _poller(self._loop).rearm(self._fds[name])
+
+    def _tell_of_memory(self) -> None:
+        if self._nameless is not None:
+            self._nameless.cancel()
+            self._nameless = None
+        (pid, command), self._victim = self._victim, (None, None)
+        self.reached("memory_bytes", pid=pid, command=command)
 
     def _look(self, name: str) -> None:
         assert self._cgroup is not None
