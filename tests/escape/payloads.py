@@ -160,6 +160,8 @@ def marked(context: Context, path: str) -> Iterator[object]:
     """What the files /proc/PID/`path` hold of the host's secret."""
     for pid in processes():
         try:
+            if not stat.S_ISREG(os.stat(f"/proc/{pid}/{path}").st_mode):
+                continue  # some other process has a pipe by that number, from which a read may not return
             with open(f"/proc/{pid}/{path}", "rb") as file:
                 content = file.read(65536)
         except OSError:
