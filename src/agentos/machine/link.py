@@ -25,6 +25,8 @@ from agentos.machine.spawner import JOURNAL_ENTRY
 
 IDLE_SECONDS = 10.0
 """How long an unused spawner is kept (it costs about as much memory as the VM itself)."""
+WARM_SECONDS = 5.0
+"""What a warm-up may take: it runs a program of the VM's image."""
 LAUNCH_SECONDS = 20.0
 """A spawner that has not started a program by then, or not reported that one was killed, is stuck or lies."""
 FIRST_NUMBER = 2
@@ -302,8 +304,8 @@ class Spawner:
 
     def _received(self, message: Message, fds: list[int]) -> None:
         try:
-            if WARM_UP in (message.get("started"), message.get("exited"), message.get("failed")):
-                pass
+            if WARM_UP in (message.get("exited"), message.get("failed")):
+                self._link.note_warm()
             elif "exited" in message:
                 end, strangers = exit_of(message), bool(message["strangers"])
                 launch = self.launches.pop(message["exited"])
@@ -356,6 +358,7 @@ class Spawner:
         self._ended()
 
     def _ended(self) -> None:
+        self._link.note_warm()
         self._port.close()
         self.read_journal()
         if self._journal_fd >= 0:
@@ -388,6 +391,9 @@ class Link:
         self.outlets: dict[str, socket.socket] = {}
         """Of a VM with a network, once it has booted: whoever takes them closes them."""
         self.ended: asyncio.Future[None] = loop.create_future()
+        self.warm: asyncio.Future[None] | None = None
+        """Done when what a spawner that came with the VM was warmed up with has been reaped."""
+        self._warm_timer: asyncio.TimerHandle | None = None
         self.on_end: Callable[[], None] | None = None
         self._port = Port(loop, sock, self._received, self._ended, INIT_FRAME_BYTES)
         self._numbers = itertools.count(FIRST_NUMBER)
@@ -459,8 +465,17 @@ class Link:
 
     def take_spawner(self, uid: int, sock: socket.socket, journal_fd: int) -> None:
         """Take over the spawner that was forked as servant 1, before this link was there."""
+        self.warm = self.loop.create_future()
+        self._warm_timer = self.loop.call_later(WARM_SECONDS, self.note_warm)
         self._spawners[uid, False] = Spawner(self, uid, FIRST_NUMBER - 1, sock, journal_fd)
         self._idle_timer = self.loop.call_later(IDLE_SECONDS, self._drop_idle, self._last_launch)
+
+    def note_warm(self) -> None:
+        """The warm-up is over, or is not waited for any longer."""
+        if self.warm is not None and not self.warm.done():
+            self.warm.set_result(None)
+        if self._warm_timer is not None:
+            self._warm_timer.cancel()
 
     def release(self, launch: Launch) -> None:
         """The launch is over: nothing of its lineage will be asked for or killed again."""

@@ -131,7 +131,11 @@ class Pool:
                     raw = self._make(shelf.spec if shelf.beside is None else _with_storage(shelf))
                 except (AgentOSError, OSError):
                     return
-                _get_ready(raw)
+                try:
+                    _get_ready(raw)
+                except OSError:  # it has ended
+                    raw.close()
+                    return
                 # Until its storage is mounted a VM does mind its directory's name.
                 if shelf.beside is not None and not raw.booted(_BOOT_SECONDS):
                     raw.close()
@@ -179,6 +183,10 @@ def _get_ready(raw: RawVm) -> None:
     try:
         send(raw.sock, request, [theirs.fileno(), journal_write])
         send(ours, {"job": WARM_UP, **program.job(quiet=True)}, [null, null, null])
+    except OSError:
+        ours.close()
+        os.close(journal_read)
+        raise
     finally:
         theirs.close()
         os.close(journal_write)

@@ -138,6 +138,8 @@ class VM(ExecVerbs, BackgroundVerbs, ShellVerbs):
         self._attach(raw)
         try:
             booted = await asyncio.shield(self.link.booted)
+            if self.link.warm is not None:
+                await asyncio.shield(self.link.warm)
             self._cgroup = Cgroup.from_dict(booted["cgroup"])
             if self.spec.network:
                 self._begin_egress(self._host)
