@@ -72,6 +72,19 @@ def test_a_ready_vm_that_has_died_is_not_handed_out(run: Any, tmp_path: Path) ->
     run(main)
 
 
+def test_a_ready_vm_is_handed_out_when_its_warm_up_is_over(run: Any) -> None:
+    """Nothing of it is in the process table, and the VM is taken while it still boots."""
+
+    async def main() -> None:
+        async with Host() as host:
+            for _ in range(20):
+                await host.keep_ready(VmSpec(), 1)
+                async with VM(host=host) as vm:
+                    assert await vm.all_processes() == []
+
+    run(main)
+
+
 def test_another_kind_is_not_served_by_the_pool(run: Any, tmp_path: Path) -> None:
     """Each kind has ready VMs of its own, with its own limits and user."""
 
