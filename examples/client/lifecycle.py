@@ -12,7 +12,9 @@ async def main() -> None:
     async with create_client(ENDPOINT) as client:
         agent = client.vm.get_or_create("python-lifecycle")
         polite = await agent.spawn("sleep", ["1000"])
-        stubborn = await agent.spawn("bash", ["-c", "trap '' TERM; echo ready; sleep 1000; sleep 1000"])
+        stubborn = await agent.spawn(
+            "bash", ["-c", "trap '' TERM; sh -c 'echo ready; read line'; sleep 1000"]
+        )
         await stubborn.read_output(wait=10)
 
         for one in await agent.list_processes():

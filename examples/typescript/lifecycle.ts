@@ -6,7 +6,7 @@ const client = createClient({ endpoint: process.env.AGENTOS_ENDPOINT ?? "http://
 const agent = client.vm.getOrCreate("typescript-lifecycle");
 
 const polite = await agent.process.spawn("sleep", ["1000"]);
-const stubborn = await agent.process.spawn("bash", ["-c", "trap '' TERM; echo ready; sleep 1000; sleep 1000"]);
+const stubborn = await agent.process.spawn("bash", ["-c", "trap '' TERM; sh -c 'echo ready; read line'; sleep 1000"]);
 await agent.process.readOutput(stubborn.pid, { wait: 10_000 });
 
 for (const { pid, command, running } of await agent.process.list()) {

@@ -50,7 +50,7 @@ EXPECTED_OF_CLIENTS = {
     "stdin.py": ["exit code: 0\napple\nfig\npear\n"],
     "lifecycle.py": [
         r"\d+ sleep 1000 running",
-        r"native bash \['sleep'\]",
+        r"native bash \['sh'\]",
         "stopped: 143",
         "killed: 137 SIGKILL",
     ],
@@ -72,7 +72,7 @@ EXPECTED_OF_TYPESCRIPT = {
     "stdin.ts": ["exit code: 0\napple\nfig\npear\n"],
     "lifecycle.ts": [
         r"\d+ sleep running",
-        r"native bash \[ 'sleep' \]",
+        r"native bash \[ 'sh' \]",
         "stopped: 143",
         "killed: 137 SIGKILL",
     ],

@@ -315,7 +315,9 @@ def test_the_kernel_tells_of_a_limit_that_no_command_meets(in_vm: Any) -> None:
         assert vm._cgroup is not None
         await still_works(vm)
         while vm._cgroup.limits["pids"] != LIMITS.processes:
-            await still_works(vm)  # what was killed is counted until the kernel has freed it: taken back at a later end
+            await still_works(
+                vm
+            )  # what was killed is counted until the kernel has freed it: taken back at a later end
 
     in_vm(body, limits=LIMITS)
 
