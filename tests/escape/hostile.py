@@ -103,8 +103,17 @@ def no_terminal(sock: socket.socket) -> None:
 def no_socket(sock: socket.socket) -> None:
     """The same in place of a connection."""
     left, _right = socket.socketpair()
-    with_fds(sock, frame({"connected": 80}, 1), [left.fileno()])
+    sock.recv(1)
+    with_fds(sock, frame({"id": 1, "errno": 0}, 1), [left.fileno()])
     time.sleep(1000)
+
+
+def unasked(sock: socket.socket) -> None:
+    """A connection that nobody has asked for, again and again."""
+    sock.recv(1)
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as loose:
+        while True:
+            with_fds(sock, frame({"id": 2, "errno": 0}, 1), [loose.fileno()])
 
 
 def files_data(sock: socket.socket) -> None:
@@ -158,6 +167,7 @@ MODES = {
     "loose descriptors": loose_descriptors,
     "no terminal": no_terminal,
     "no socket": no_socket,
+    "unasked": unasked,
     "silent": lambda sock: time.sleep(1000),
     "closes": closes,
     "data": files_data,

@@ -37,7 +37,7 @@ CASES = [
     *[("spawner", mode, "shell") for mode in ("no terminal", "wrong 0", "closes", "loose descriptors")],
     *[
         ("connect", mode, "connect")
-        for mode in ("garbage", "giant", "silent", "closes", "no socket", "wrong 0")
+        for mode in ("garbage", "giant", "silent", "closes", "no socket", "unasked", "wrong 0")
     ],
     *[("files", mode, "read") for mode in ("garbage", "giant", "silent", "closes", "data", "nested", "lies")],
     *[("files", mode, "list") for mode in ("names", "lies", "data")],

@@ -145,7 +145,7 @@ def _serve(channel: BlockingChannel, message: Message, confinement: Confinement,
             fileserver.serve(channel.sock.detach())
         else:
             confinement.take_ids(uid, capabilities=0)
-            connector.serve(channel, int(message["port"]))
+            connector.serve(channel)
     except ChannelBroken:
         return 0
     except OSError as error:

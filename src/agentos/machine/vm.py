@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from agentos.errors import BootFailed, InvalidRequest, VmStopped
 from agentos.linux.cgroups import Cgroup
 from agentos.machine.alarms import Alarms
-from agentos.machine.connections import connect_inside
+from agentos.machine.connections import Connections
 from agentos.machine.factory import Factory
 from agentos.machine.files import Files
 from agentos.machine.footprint import Footprint
@@ -89,6 +89,7 @@ class VM(ExecVerbs, BackgroundVerbs, ShellVerbs):
         self._end_timer: asyncio.TimerHandle | None = None
         self._cgroup: Cgroup | None = None
         self._files: Files | None = None
+        self._connections: Connections | None = None
         self._footprint: Footprint | None = None
         self._shell = BASH
         self._egress: Egress | None = None
@@ -189,6 +190,7 @@ class VM(ExecVerbs, BackgroundVerbs, ShellVerbs):
         if raw.spawner is not None:
             self._link.take_spawner(UIDS[self.spec.user], *raw.spawner)
         self._files = Files(self._open_file_worker, limits=self.spec.limits, home=HOME)
+        self._connections = Connections(self._link, UIDS[self.spec.user])
 
     def _storage_exceeded(self, limit: str) -> None:
         self._alarms.reached(limit)
@@ -223,6 +225,8 @@ class VM(ExecVerbs, BackgroundVerbs, ShellVerbs):
         self._leftovers.close()
         if self._files is not None:
             self._files.close()
+        if self._connections is not None:
+            self._connections.close()
         if self._egress is not None:
             self._egress.close()
         if self._host is not None:
@@ -270,7 +274,8 @@ class VM(ExecVerbs, BackgroundVerbs, ShellVerbs):
         """
         check_count("port", port, least=1, most=65535)
         self._check_running()
-        return await connect_inside(self.link, UIDS[self.spec.user], port)
+        assert self._connections is not None
+        return await self._connections.open(port)
 
 
 async def _create(factory: Factory, spec: VmSpec) -> RawVm:
