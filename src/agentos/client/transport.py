@@ -70,14 +70,17 @@ class Transport:
         if self._session is not None:
             await self._session.close()
 
+    def url(self, path: str) -> URL:
+        """The address of what is under `path`, which is sent as it is."""
+        return URL(self.endpoint + path, encoded=True)
+
     async def _request(
-        self, method: str, path: str, content: bytes | None = None, wait: float | None = None
+        self, method: str, url: URL, content: bytes | None = None, wait: float | None = None
     ) -> bytes:
         """The body of a good answer."""
         read = None if wait is None else wait + _SLACK_SECONDS
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=read)
         data = io.BytesIO(content) if content is not None and len(content) > _BIG_BYTES else content
-        url = URL(self.endpoint + path, encoded=True)
         try:
             async with self.session.request(
                 method, url, data=data, timeout=timeout, allow_redirects=False
@@ -125,10 +128,10 @@ class Transport:
         self.reached = True
         return error_of(failure)
 
-    async def call(self, target: Target, name: str, args: tuple[Any, ...], wait: float | None) -> Any:
-        """The output of an action."""
+    async def call(self, url: URL, args: tuple[Any, ...], wait: float | None) -> Any:
+        """The output of the action that is called at `url`."""
         body = BARE_BYTES.encode_body(HttpActionRequest(args))
-        answer = await self._request("POST", gateway_path(target, Action(name)), body, wait)
+        answer = await self._request("POST", url, body, wait)
         return BARE_BYTES.decode_body(HttpActionResponse, answer).output
 
     async def actors(self, **query: str) -> list[dict[str, Any]]:
@@ -136,7 +139,7 @@ class Transport:
         found: list[dict[str, Any]] = []
         parameters = {"namespace": self.namespace, **query}
         while True:
-            tree = json.loads(await self._request("GET", f"/actors?{urlencode(parameters)}"))
+            tree = json.loads(await self._request("GET", self.url(f"/actors?{urlencode(parameters)}")))
             found += tree["actors"]
             cursor = (tree.get("pagination") or {}).get("cursor")
             if not cursor:
@@ -145,8 +148,8 @@ class Transport:
 
     async def make_actor(self, method: str, body: Mapping[str, Any]) -> str:
         """The id of a VM: PUT gets or makes it, POST makes it."""
-        path = f"/actors?{urlencode({'namespace': self.namespace})}"
-        tree = json.loads(await self._request(method, path, json.dumps(body).encode()))
+        url = self.url(f"/actors?{urlencode({'namespace': self.namespace})}")
+        tree = json.loads(await self._request(method, url, json.dumps(body).encode()))
         return str(tree["actor"]["actor_id"])
 
 
@@ -170,6 +173,8 @@ class Way:
     def __init__(self, transport: Transport, target: Target) -> None:
         self.transport = transport
         self.target = target
+        self._urls: dict[str, URL] = {}
+        """Of actions of `target`, by name."""
 
     @property
     def reached(self) -> bool:
@@ -182,6 +187,7 @@ class Way:
         if isinstance(target, ById) or survives_query(target.key):
             return target
         self.target = ById(await self._id_of(target), target.token)
+        self._urls.clear()
         return self.target
 
     async def actor_id(self) -> str:
@@ -202,4 +208,8 @@ class Way:
 
     async def call(self, name: str, args: tuple[Any, ...], wait: float | None) -> Any:
         """The output of an action."""
-        return await self.transport.call(await self.resolve(), name, args, wait)
+        url = self._urls.get(name)
+        if url is None:
+            url = self.transport.url(gateway_path(await self.resolve(), Action(name)))
+            self._urls[name] = url
+        return await self.transport.call(url, args, wait)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any, Final
 
 from agentos.actor import Actor
@@ -304,19 +304,45 @@ async def _encoded(encoding: Encoding, output: Any) -> bytes:
     return await off_loop(weight(output), encoding.encode_body, HttpActionResponse(output))
 
 
-async def _until_gone(work: Any, receive: Receive) -> Any:
-    """What `work` returns; when the client goes away first, `work` is cancelled and Disconnected raised."""
-    task = asyncio.ensure_future(work)
+async def _until_gone(work: Coroutine[Any, Any, Any], receive: Receive) -> Any:
+    """What `work` returns; when the client goes away first, `work` is cancelled and Disconnected raised.
+
+    Most have their result before it is worth a task to look for that.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    watch = _Watch(task, receive)
+    timer = asyncio.get_running_loop().call_later(_QUICK_SECONDS, watch.begin)
     try:
-        done, _ = await asyncio.wait({task}, timeout=_QUICK_SECONDS)
-        if not done:
-            gone = asyncio.ensure_future(receive())
-            try:
-                await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                gone.cancel()
-            if not task.done():
-                raise Disconnected
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if watch.gone and not task.uncancel():
+            raise Disconnected from None
+        raise
     finally:
-        task.cancel()
+        timer.cancel()
+        watch.end()
+
+
+class _Watch:
+    """Cancels a task when its client goes away."""
+
+    def __init__(self, task: asyncio.Task[Any], receive: Receive) -> None:
+        self.gone = False
+        self._task = task
+        self._receive = receive
+        self._watching: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Look for it from now on."""
+        self._watching = asyncio.get_running_loop().create_task(self._watch())
+
+    def end(self) -> None:
+        """Look for it no more."""
+        if self._watching is not None:
+            self._watching.cancel()
+
+    async def _watch(self) -> None:
+        await self._receive()
+        self.gone = True
+        self._task.cancel()

@@ -94,6 +94,14 @@ class BoundedHttp(HttpToolsProtocol):
 class Sockets(WebSocketsSansIOProtocol):
     """WebSockets; one that is refused with an answer of HTTP is refused, and no error of the application."""
 
+    def send_receive_event_to_app(self) -> None:
+        """Stop reading where a message waits already; for one alone, stopping and going on would be all there is."""
+        alone = self.queue.empty() and not self.read_paused
+        self.read_paused = self.read_paused or alone
+        super().send_receive_event_to_app()
+        if alone:
+            self.read_paused = False
+
     async def send(self, message: Any) -> None:
         await super().send(message)
         if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):

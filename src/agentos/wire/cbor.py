@@ -117,10 +117,11 @@ _FLOATS: Final = {25: (">e", 2), 26: (">f", 4), 27: (">d", 8)}
 class _Reader:
     """One pass over the bytes. Lengths are held against what is left before anything is made of them."""
 
-    __slots__ = ("at", "data", "left")
+    __slots__ = ("at", "data", "end", "left")
 
     def __init__(self, data: bytes | memoryview, items: int) -> None:
         self.data = memoryview(data)
+        self.end = len(self.data)
         self.at = 0
         self.left = items
 
@@ -128,6 +129,8 @@ class _Reader:
         self.spend(1)
         head = self.byte()
         major, info = head >> 5, head & 31
+        if major == 3 and info < 24:  # most of what there is
+            return _text(self.take(info))
         if major == 7:
             return self.special(info)
         size = info if info < 24 else self.argument(major, info)
@@ -151,18 +154,18 @@ class _Reader:
             raise malformed("CBOR: too many values in one message")
 
     def byte(self) -> int:
-        if self.at >= len(self.data):
+        at = self.at
+        if at >= self.end:
             raise malformed("CBOR: the message ends inside a value")
-        self.at += 1
-        return self.data[self.at - 1]
+        self.at = at + 1
+        return self.data[at]
 
     def take(self, size: int) -> memoryview:
-        end = self.at + size
-        if end > len(self.data):
+        at = self.at
+        self.at = end = at + size
+        if end > self.end:
             raise malformed("CBOR: the message ends inside a value")
-        taken = self.data[self.at : end]
-        self.at = end
-        return taken
+        return self.data[at:end]
 
     def argument(self, major: int, info: int) -> int:
         if info <= 27:
@@ -183,7 +186,7 @@ class _Reader:
         return found
 
     def array(self, size: int, depth: int) -> list[Any]:
-        if size > len(self.data) - self.at:
+        if size > self.end - self.at:
             raise malformed("CBOR: the message ends inside an array")
         found: list[Any] = []
         while size:
@@ -196,7 +199,7 @@ class _Reader:
         return found
 
     def map(self, size: int, depth: int) -> dict[Any, Any]:
-        if size > len(self.data) - self.at:
+        if size > self.end - self.at:
             raise malformed("CBOR: the message ends inside a map")
         found: dict[Any, Any] = {}
         while size:

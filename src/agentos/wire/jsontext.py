@@ -31,11 +31,12 @@ class JsonForm(Form):
 
 
 JSON = JsonForm()
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def dump(tree: Any) -> str:
     """The text of a tree that `encode_tree` made for JSON."""
-    return json.dumps(tree, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(tree)
 
 
 def dumps(value: Any) -> str:
@@ -53,7 +54,7 @@ def load(data: bytes | str, bounds: Bounds) -> Any:
     text = data if isinstance(data, str) else _decode(data)
     _check_items(text, bounds.items)
     try:
-        tree = json.loads(text, parse_float=_number, parse_constant=_refuse_constant)
+        tree = _DECODER.decode(text)
     except RecursionError:
         raise malformed("JSON: arrays and objects are too deep inside one another") from None
     except json.JSONDecodeError as problem:
@@ -99,3 +100,6 @@ def _clean(tree: Any, depth: int) -> Any:
     if type(tree) is dict:
         return {clean(key): _clean(one, depth - 1) for key, one in tree.items()}
     return tree
+
+
+_DECODER = json.JSONDecoder(parse_float=_number, parse_constant=_refuse_constant)
