@@ -101,7 +101,9 @@ def test_a_seccomp_filter_that_refuses_namespaces() -> None:
     for name in ("user namespaces", "other namespaces", "boot"):
         assert by_name[name]["ok"] is False
     assert "unshare(CLONE_NEWUSER): Operation not permitted (EPERM)" in by_name["user namespaces"]["detail"]
-    assert "seccomp filter" in by_name["user namespaces"]["remedy"]
+    assert "--security-opt seccomp=unconfined" in by_name["user namespaces"]["remedy"]
+    # What was tried in a user namespace has no trouble of its own that is known.
+    assert by_name["overlay"]["remedy"] == "as for user namespaces"
     assert "docs/containers.md" in by_name["boot"]["remedy"]
     assert by_name["system-call filter"]["ok"]
 
@@ -126,8 +128,17 @@ def test_a_proc_with_covered_parts() -> None:
     proc = by_name["a /proc of its own"]
     assert proc["ok"] is False
     assert "EPERM" in proc["detail"]
-    assert "docs/containers.md" in proc["remedy"]
+    assert "--security-opt systempaths=unconfined" in proc["remedy"]
     assert by_name["boot"]["ok"] is False
+
+
+def test_both_as_in_a_container() -> None:
+    """What else will be missing is said at once, though nothing could be tried."""
+    script = 'mount --bind /dev/null /proc/version && exec "$@"'
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
+    by_name = run([*command, *PYTHON, "-c", REFUSE_UNSHARE, *DOCTOR], 1)
+    assert "seccomp=unconfined" in by_name["user namespaces"]["remedy"]
+    assert "systempaths=unconfined" in by_name["a /proc of its own"]["remedy"]
 
 
 @pytest.mark.skipif(unprivileged(), reason="has no cgroups to hide")
