@@ -34,6 +34,7 @@ PROGRAMS = ("bash", "python3", "node", "git", "gcc", "make")
 CONTAINERS = "see docs/containers.md"
 FILTERED = f"a seccomp filter is around this process: in a container, --security-opt seccomp=unconfined; {CONTAINERS}"
 COVERED = f"parts of /proc are covered: in a container, --security-opt systempaths=unconfined; {CONTAINERS}"
+IDMAPPING = "Linux 6.3 or later, or 5.19 with loop devices and mkfs.ext4"
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +182,9 @@ def _of_ids(factory: Factory) -> list[Check]:
             )
         )  # fmt: skip
     told = "VMs' root may install packages" if facts.idmap else "not for VMs' system directories"
-    remedy = "run as root on Linux 5.12 or later, for a writable /usr"
+    if facts.mode == "root" and not facts.idmap:
+        told += "; all VMs have the same ids on the host"
+    remedy = f"run as root on {IDMAPPING}, for a writable /usr"
     checks.append(Check(HOST, "id-mapped mounts", facts.idmap, told, remedy))
     return checks
 
@@ -206,7 +209,7 @@ async def _inside(vm: VM) -> list[Check]:
         checks.append(Check(VMS, "WebAssembly from a shell", False, "only as `wasm hello.wasm`", remedy))
     writable = (await vm.exec("touch /usr/local/probe", user="root")).ok
     told = "root in a VM can install packages" if writable else "/usr is read-only in VMs, for their root too"
-    remedy = "" if writable else "run as root on Linux 5.12 or later"
+    remedy = "" if writable else f"run as root on {IDMAPPING}"
     checks.append(Check(VMS, "writable /usr", writable, told, remedy))
     return checks
 

@@ -30,13 +30,16 @@ class IdRanges:
         self.count = count
         self.slots = slots
         self.used: set[int] = set()
+        self.shared = False
         # Another server on this host should not hand out the same ranges in the same order.
         self.next = os.getpid() * 7919 % slots
 
     def share_one_range(self) -> None:
-        """Without id-mapped mounts the skeleton can belong to one range only, so all VMs get that."""
-        self.slots = 1
-        self.next = 0
+        """Without id-mapped mounts the skeleton can belong to one range only, so all VMs get that.
+
+        The owner of a VM's user namespace, to whom the kernel counts, is another for each all the same.
+        """
+        self.shared = True
 
     def take_slot(self) -> int:
         """A free slot; with a single one, that one."""
@@ -57,10 +60,12 @@ class IdRanges:
         """The id map of a VM, as user_namespaces(7) has it."""
         if self.mode == "single":
             return f"{AGENTOS} 0 1"
+        if self.shared:
+            slot = 0
         return f"0 {self.first + slot * RANGE} {self.count}"
 
     def owner(self, slot: int) -> int | None:
-        """Who is to make the user namespace of a VM, where that can be chosen: its own root.
+        """Who is to make the user namespace of a VM, where that can be chosen: the root of its slot.
 
         The kernel charges what it counts for each user (inotify instances, message queues, pending signals) to that
         one too: VMs that all belong to one user would share its limits.
@@ -205,6 +210,16 @@ def _run(argv: list[str]) -> int:
 
 def idmap_works(paths: list[str]) -> bool:
     """Whether mounts of all `paths` can be shown through another user namespace's ids: tried, not looked up."""
+    try:
+        for mount_fd in through_ids(paths):
+            os.close(mount_fd)
+    except OSError:
+        return False
+    return True
+
+
+def through_ids(paths: list[str]) -> list[int]:
+    """Detached mounts of `paths`, shown through the ids of a fresh user namespace. Raises OSError."""
     ours, theirs = os.pipe2(os.O_CLOEXEC)
     hold_read, hold_write = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
@@ -217,24 +232,27 @@ def idmap_works(paths: list[str]) -> bool:
         finally:
             os._exit(0)
     os.close(theirs)
+    made: list[int] = []
     try:
         if os.read(ours, 1) != b"u":
-            return False
+            raise OSError(1, "no user namespace")
         write_file(f"/proc/{child}/uid_map", "0 1 2")
         write_file(f"/proc/{child}/gid_map", "0 1 2")
         userns = os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
         try:
             for path in paths:
-                os.close(mounts.clone(path, 0, recursive=False, userns_fd=userns))
+                made.append(mounts.clone(path, 0, recursive=False, userns_fd=userns))
         finally:
             os.close(userns)
-        return True
     except OSError:
-        return False
+        for mount_fd in made:
+            os.close(mount_fd)
+        raise
     finally:
         for fd in (ours, hold_read, hold_write):
             os.close(fd)
         os.waitpid(child, 0)
+    return made
 
 
 def works_in_namespace(action: Callable[[], object]) -> bool:

@@ -96,7 +96,7 @@ def plan_vm(spec: VmSpec, facts: HostFacts) -> list[Step]:
                 "a writable host mount needs id-mapped mounts",
                 step="mounts",
                 errno=95,
-                remedy="use Linux 5.12 or later",
+                remedy="use Linux 6.3 or later, or 5.19 with loop devices and mkfs.ext4",
             )
         attributes = ["nosuid", "nodev"] + (["ro"] if mount.read_only else [])
         target = root + mount.guest_path.rstrip("/")

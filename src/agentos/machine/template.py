@@ -1,6 +1,6 @@
 """What all VMs of a host share: the skeleton of their root, device nodes, and what this host offers.
 
-Built once by the zygote on a tmpfs in its own mount namespace, so nothing of it exists outside. The
+Built once by the zygote in a mount of its own (`shared`), so nothing of it exists outside. The
 skeleton is the lower layer of every VM's root: directories, our own /etc/passwd and its kin, and of the
 host's /etc only what is listed here and readable by everybody (certificates, alternatives, terminfo...).
 """
@@ -12,7 +12,7 @@ import shutil
 import stat
 from typing import Any
 
-from agentos.linux import mounts, syscalls
+from agentos.linux import mounts
 
 STAGE_CANDIDATES = ("/mnt", "/media", "/srv", "/opt", "/tmp")
 _NODES = ("null", "zero", "full", "random", "urandom", "tty")
@@ -100,8 +100,7 @@ def choose_stage() -> str:
 
 
 def build(stage: str, *, guest_dir: str, software: list[str]) -> None:
-    """Mount the stage and fill it."""
-    syscalls.mount("agentos", stage, "tmpfs", 0, "mode=0755")
+    """Fill the stage, which is mounted and empty."""
     for name in (
         "skeleton",
         "lower",

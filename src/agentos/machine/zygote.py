@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from agentos.linux import binfmt, cgroups, mounts, privileges, syscalls
-from agentos.machine import identity, image, template
+from agentos.machine import identity, image, shared, template
 from agentos.machine.channel import BlockingChannel, ChannelBroken, Message, read
 from agentos.machine.confinement import Confinement
 from agentos.machine.forks import Forks
@@ -342,8 +342,9 @@ def _probe(config: Message) -> tuple[identity.IdRanges, Message]:
     syscalls.mount("", "/", "", syscalls.MS_REC | syscalls.MS_PRIVATE)
     stage = template.choose_stage()
     software = template.host_software()
+    shared.mount(stage, software, root=mode == "root")
     template.build(stage, guest_dir=config["guest_dir"], software=software)
-    idmap = mode == "root" and identity.idmap_works([f"{stage}/skeleton", *software])
+    idmap = mode == "root" and shared.shown_through_ids(stage, software)
     added_to = ["/usr"] if idmap and "/usr" in software and template.add_locale_archive(stage) else []
     owner, user = ids.on_disk(idmap)
     template.give_to(f"{stage}/skeleton", owner, user)
