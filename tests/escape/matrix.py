@@ -20,7 +20,7 @@ from tests.escape.mutations import SOURCE, mutate
 from tests.escape.payloads import Attempt
 
 REPOSITORY = SOURCE.parents[1]
-MINUTES = 3
+MINUTES = 3 * float(os.environ.get("AGENTOS_TESTS_SLOWNESS", "1"))
 
 Outcome = dict[str, tuple[bool, str]]
 

@@ -1,42 +1,55 @@
 """Run tests in a guest whose cgroups are version 2, on a host whose are not.
 
-    python tests/integration/v2_guest/run.py [--hybrid | --delegated] KERNEL [pytest arguments]
+    python tests/integration/v2_guest/run.py [KIND] KERNEL [pytest arguments]
 
-KERNEL is a bzImage with cgroup v2 and a serial console built in, such as that of Debian's
-linux-image-cloud-amd64. Needs qemu-system-x86_64 (KVM is not used), busybox (static) and cpio, and must
-itself run under a Python that has pytest and pytest-timeout. The guest is an initramfs of busybox, this
-Python and this repository's src and tests; it has no disk and no network. Exits as pytest did.
+KERNEL is a bzImage with cgroup v2, ext4 and a serial console built in, such as that of Debian's
+linux-image-cloud-amd64; its modules are looked for where the package has them, in ../lib/modules. Must run as root, on
+a host of Debian's family with its python3, qemu-system-x86_64 (KVM is not used), busybox (static), cpio and mkfs.ext4,
+under a Python that has pytest. The guest has a userland of the host's packages (`disk`), this repository, and no
+network. Exits as pytest did.
 
-With --hybrid the memory controller is mounted as version 1, and only the others are version 2. With --delegated
-the tests run as an ordinary user, to whom one cgroup was given.
+KIND says where the tests run, and which they are unless others are given. Those of cgroups: --root, in the root of the
+hierarchy; --hybrid, where the memory controller is mounted as version 1 and only the others are version 2; --delegated,
+as an ordinary user to whom one cgroup was given as systemd gives it to a user. The attempts to get out of VMs:
+--service, as root in a cgroup as systemd delegates it to a service, with the limits; --user, as the same ordinary user.
 """
 
 from __future__ import annotations
 
+import lzma
 import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[3]
+import disk
+
 MINUTES = 15
-DEFAULT = ["tests/integration/test_cgroups.py", "tests/unit/linux/test_cgroups.py"]
-PACKAGES = ["_pytest", "iniconfig", "packaging", "pluggy", "py.py", "pygments", "pytest"]
-UNUSED = shutil.ignore_patterns(
-    "test",
-    "tests",
-    "idlelib",
-    "tkinter",
-    "turtledemo",
-    "ensurepip",
-    "lib2to3",
-    "site-packages",
-    "config-*",
-    "*.a",
+CGROUPS = ["tests/integration/test_cgroups.py", "tests/unit/linux/test_cgroups.py"]
+ATTEMPTS = ["tests/escape/test_attempts.py", "-k", "test_it_is_held"]
+LIMITS = (
+    "test_memory or test_processes or user_may_have or kernel_tells or whoever or memory_of_many or setsid"
 )
+WITH_LIMITS = [
+    "tests/escape/test_attempts.py",
+    "tests/e2e/test_limits.py",
+    "-k",
+    f"test_it_is_held or {LIMITS}",
+]
+MODULES = [
+    "virtio_pci",
+    "virtio_blk",
+    "overlay",
+    "loop",
+    "fuse",
+    "tun",
+    "vsock",
+    "vsock_loopback",
+    "binfmt_misc",
+]
+"""What the guest loads where it is a module: its disk, what VMs need, and what they are to be kept from."""
 
 V2 = "mount -t cgroup2 cgroup2 /sys/fs/cgroup"
 HYBRID = """mount -t tmpfs tmpfs /sys/fs/cgroup
@@ -44,32 +57,60 @@ mkdir /sys/fs/cgroup/memory /sys/fs/cgroup/unified
 mount -t cgroup -o memory cgroup /sys/fs/cgroup/memory
 mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified"""
 
-# As systemd does for a user: the directory and the files that arrange what is below it, not its limits.
-DELEGATED = """mount -t cgroup2 cgroup2 /sys/fs/cgroup
+HANDED_DOWN = """mount -t cgroup2 cgroup2 /sys/fs/cgroup
 echo "+memory +pids +cpu" > /sys/fs/cgroup/cgroup.subtree_control
 mkdir /sys/fs/cgroup/given
+group=/given"""
+# As systemd does for a user: the directory and the files that arrange what is below it, not its limits.
+DELEGATED = f"""{HANDED_DOWN}
 for file in . cgroup.procs cgroup.threads cgroup.subtree_control; do
     chown 1000:1000 /sys/fs/cgroup/given/$file
 done
-chmod 1777 /tmp
-user=1000 group=/given"""
+user=1000 HOME=/home/agent"""
+KINDS = {
+    "--root": (V2, CGROUPS),
+    "--hybrid": (HYBRID, CGROUPS),
+    "--delegated": (DELEGATED, CGROUPS),
+    "--service": (HANDED_DOWN, WITH_LIMITS),
+    "--user": (DELEGATED, ATTEMPTS),
+}
 
-INIT = """#!/bin/busybox sh
-/bin/busybox mkdir -p /proc /sys /dev /tmp /bin /usr/bin
+# The initramfs: as far as the disk.
+BOOT = """#!/bin/busybox sh
 /bin/busybox --install -s /bin
-export PATH=/bin PYTHONHOME=/python PYTHONPATH=/packages LD_LIBRARY_PATH=/lib PYTHONDONTWRITEBYTECODE=1
-export HOME=/tmp AGENTOS_TESTS_MUST_RUN=1 AGENTOS_TESTS_SLOWNESS=10
+export PATH=/bin
 mount -t proc proc /proc
-mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
-mount -t tmpfs tmpfs /tmp
+for module in {modules}; do
+    insmod /modules/$module
+done
+mount -t ext4 /dev/vda /disk
+mount --move /dev /disk/dev
+mount --move /proc /disk/proc
+exec switch_root /disk /init
+"""
+INIT = """#!/bin/bash
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root PYTHONPATH=/packages PYTHONDONTWRITEBYTECODE=1
+export AGENTOS_TESTS_MUST_RUN=1 AGENTOS_TESTS_SLOWNESS=10
+mkdir /dev/pts /dev/shm /dev/mqueue
+mount -t sysfs sysfs /sys
+mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/pts
+mount -t tmpfs -o mode=1777 tmpfs /dev/shm
+mount -t mqueue mqueue /dev/mqueue
+mount -t tmpfs tmpfs /run
+mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc
+/busybox ifconfig lo up
 user=0 group=
 {mounts}
 cd /repository
-/python/bin/python -c '
+# Not this shell's pid: 1 is what a program only has where it is the only one.
+python3 -c '
 import os, sys
 user = int(sys.argv[1])
 if sys.argv[2]:
+    # In this way systemd says that all below is at the disposal of whoever is in it.
+    os.setxattr("/sys/fs/cgroup" + sys.argv[2], "trusted.delegate", b"1")
+    os.setxattr("/sys/fs/cgroup" + sys.argv[2], "user.delegate", b"1")
     with open("/sys/fs/cgroup" + sys.argv[2] + "/cgroup.procs", "w") as file:
         file.write(str(os.getpid()))
 os.setgroups([])
@@ -78,54 +119,60 @@ os.setresuid(user, user, user)
 os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
 ' $user "$group" -m pytest -p no:cacheprovider --import-mode=importlib --color=no -o timeout=300 {arguments}
 echo "guest: pytest ended with $?"
-poweroff -f
+/busybox poweroff -f
 """
 
 
-def libraries(*binaries: Path) -> set[Path]:
-    """Shared libraries of `binaries`, the loader among them, as ldd(1) resolves them."""
-    found = set()
-    for binary in binaries:
-        listed = subprocess.run(["ldd", binary], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        found |= {Path(path) for path in re.findall(r"(/\S+) \(0x", listed.stdout)}
-    return found
+def modules(kernel: Path, target: Path) -> list[str]:
+    """Put MODULES of `kernel`, and what they need, into `target`. Gives them in the order in which to load them."""
+    version = kernel.name.partition("-")[2]
+    found = {}
+    for path in kernel.parent.parent.glob(f"lib/modules/{version}/kernel/**/*.ko*"):
+        found[path.name.partition(".")[0].replace("-", "_")] = path
+    order: list[str] = []
+
+    def take(name: str) -> None:
+        # What is not there is built in, or the guest will say what it lacks.
+        if name not in found or f"{name}.ko" in order:
+            return
+        content = found[name].read_bytes()
+        if found[name].suffix == ".xz":
+            content = lzma.decompress(content)
+        elif found[name].suffix == ".zst":
+            content = subprocess.run(
+                ["zstd", "-dc"], input=content, stdout=subprocess.PIPE, check=True
+            ).stdout
+        needed = re.search(rb"\0depends=([^\0]*)\0", content)
+        for one in needed[1].decode().split(",") if needed else []:
+            take(one.replace("-", "_"))
+        (target / f"{name}.ko").write_bytes(content)
+        order.append(f"{name}.ko")
+
+    for name in MODULES:
+        take(name)
+    return order
 
 
-def fill(root: Path, mounts: str, arguments: list[str]) -> None:
-    """Put the guest's whole file system below `root`."""
-    for name in ("bin", "lib", "lib64", "packages", "python/bin", "python/lib"):
-        (root / name).mkdir(parents=True)
+def initramfs(kernel: Path, root: Path, image: Path) -> None:
+    """Write to `image` what `kernel` starts with, put together below `root`."""
     busybox = shutil.which("busybox") or sys.exit("busybox is missing")
+    for name in ("bin", "proc", "dev", "disk", "modules"):
+        (root / name).mkdir(parents=True)
     shutil.copy(busybox, root / "bin/busybox")
-    interpreter = Path(sys.executable).resolve()
-    shutil.copy(interpreter, root / "python/bin/python")
-    stdlib = Path(sysconfig.get_path("stdlib"))
-    shutil.copytree(stdlib, root / "python/lib" / stdlib.name, ignore=UNUSED)
-    for library in libraries(interpreter, *stdlib.glob("lib-dynload/*.so")):
-        shutil.copy(
-            library, root / ("lib64" if library.name.startswith("ld-linux") else "lib") / library.name
-        )
-    packages = Path(sysconfig.get_path("purelib"))
-    # With their metadata, by which pytest finds its plugins.
-    for source in (one for name in PACKAGES for one in packages.glob(f"{name}*") if one.suffix != ".pth"):
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, root / "packages" / source.name)
-    shutil.copytree(REPOSITORY / "src", root / "repository/src")
-    shutil.copytree(REPOSITORY / "tests", root / "repository/tests")
-    shutil.copy(REPOSITORY / "pyproject.toml", root / "repository")
     init = root / "init"
-    quoted = " ".join(f"'{one}'" for one in arguments)
-    init.write_text(INIT.replace("{mounts}", mounts).replace("{arguments}", quoted))
+    init.write_text(BOOT.replace("{modules}", " ".join(modules(kernel, root / "modules"))))
     init.chmod(0o755)
-
-
-def boot(kernel: str, root: Path, image: Path) -> int:
-    """Boot `kernel` with `root` as its initramfs; what pytest ended with, 70 where it did not end."""
     names = "\0".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
     with image.open("wb") as out:
         command = ["cpio", "--null", "--create", "--format=newc", "--owner=0:0", "--quiet"]
         subprocess.run(command, cwd=root, input=names.encode(), stdout=out, check=True)
+
+
+def boot(kernel: Path, start: Path, image: Path) -> int:
+    """Boot `kernel` with initramfs `start` and disk `image`; what pytest ended with, 70 where it did not end."""
     command = ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", "1536", "-smp", "1", "-nographic"]
-    command += ["-no-reboot", "-kernel", kernel, "-initrd", str(image), "-nic", "none"]
+    command += ["-no-reboot", "-kernel", str(kernel), "-initrd", str(start), "-nic", "none"]
+    command += ["-drive", f"file={image},format=raw,if=virtio,cache=unsafe"]
     command += ["-append", "console=ttyS0 quiet panic=-1 random.trust_cpu=on"]
     ended = 70
     with subprocess.Popen(
@@ -142,16 +189,24 @@ def boot(kernel: str, root: Path, image: Path) -> int:
 
 def main() -> int:
     """Build the guest, run the tests in it, and clear it away."""
-    mounts, arguments = V2, sys.argv[1:]
-    if arguments[:1] in (["--hybrid"], ["--delegated"]):
-        mounts, arguments = {"--hybrid": HYBRID, "--delegated": DELEGATED}[arguments[0]], arguments[1:]
+    arguments = sys.argv[1:]
+    kind = arguments.pop(0) if arguments and arguments[0] in KINDS else "--root"
+    mounts, tests = KINDS[kind]
     if not arguments:
         print(__doc__)
         return 64
+    kernel = Path(arguments[0]).resolve()
     with tempfile.TemporaryDirectory(prefix="agentos-v2-guest-") as directory:
-        root = Path(directory, "root")
-        fill(root, mounts, arguments[1:] or DEFAULT)
-        return boot(arguments[0], root, Path(directory, "initramfs"))
+        root, start, image = (Path(directory, name) for name in ("root", "initramfs", "disk"))
+        root.mkdir()
+        quoted = " ".join(f"'{one}'" for one in arguments[1:] or tests)
+        init = root / "init"
+        init.write_text(INIT.replace("{mounts}", mounts).replace("{arguments}", quoted))
+        init.chmod(0o755)
+        shutil.copy(shutil.which("busybox") or "busybox", root / "busybox")
+        disk.make(image, root)
+        initramfs(kernel, Path(directory, "start"), start)
+        return boot(kernel, start, image)
 
 
 if __name__ == "__main__":
