@@ -12,7 +12,7 @@ from attacks import ATTACKS, BY_NAME, LIMITS, Attack
 from e2e_support import Transcript, as_root, commands, one_id, open_descriptors, still_works
 
 from agentos import VM, Limits
-from agentos.errors import LimitExceeded
+from agentos.errors import LimitExceeded, NoSpace
 from agentos.model import LimitReached
 
 MIB = 1024 * 1024
@@ -320,6 +320,45 @@ def test_the_kernel_tells_of_a_limit_that_no_command_meets(in_vm: Any) -> None:
             )  # what was killed is counted until the kernel has freed it: taken back at a later end
 
     in_vm(body, limits=LIMITS)
+
+
+def test_a_full_disk_is_told(in_vm: Any) -> None:
+    """By the program that has filled it, when that ends, and by the file action that finds no room."""
+
+    async def body(vm: VM) -> None:
+        told: asyncio.Queue[LimitReached] = asyncio.Queue()
+        vm.on_limit = told.put_nowait
+        assert (await vm.exec("dd if=/dev/zero of=big bs=1M count=5")).ok
+        assert vm.limits_hit == {}
+        assert not (await vm.exec("dd if=/dev/zero of=big bs=1M count=20")).ok
+        one = await told.get()
+        assert (one.limit, one.value) == ("disk_bytes", 8 * MIB)
+        assert "Limits(disk_bytes=...)" in one.message
+        await asyncio.sleep(1)  # a burst is told once: the next would be another
+        for _ in range(3):
+            await vm.exec("echo more >more")
+        assert vm.limits_hit == {"disk_bytes": 1}
+        await vm.exec("rm big")
+        process = await vm.spawn("sh", ["-c", "i=0; while : >f$i; do i=$((i+1)); done"])
+        await process.wait()
+        one = await told.get()
+        assert (one.limit, one.value) == ("disk_files", 400)
+        with pytest.raises(NoSpace) as caught:
+            await vm.files.mkdir("one/more", parents=True)
+        assert caught.value.details["limit"] == "disk_files"
+        await vm.exec("rm f*")
+        await asyncio.sleep(1)
+        with pytest.raises(NoSpace):
+            await vm.files.write_file("big", bytes(9 * MIB))
+        assert (await told.get()).limit == "disk_bytes"
+        assert vm.limits_hit == {"disk_bytes": 2, "disk_files": 1}
+        await asyncio.sleep(1)
+        with pytest.raises(NoSpace) as caught:
+            await vm.files.write_file("/dev/shm/big", bytes(9 * MIB))
+        assert "limit" not in caught.value.details
+        assert vm.limits_hit == {"disk_bytes": 2, "disk_files": 1}
+
+    in_vm(body, limits=Limits(disk_bytes=8 * MIB, disk_files=400, shm_bytes=MIB))
 
 
 @as_root

@@ -28,8 +28,8 @@ _REMEDIES = {
     "memory_bytes": "the VM's processes wanted more memory than it has, and the kernel killed one",
     "processes": "the VM's processes wanted to be more than it may have",
     "terminals": "all terminals of the VM are open",
-    "disk_bytes": "the VM's files take up more than they may, and its programs were killed",
-    "disk_files": "the VM has more files than it may, and its programs were killed",
+    "disk_bytes": "the VM's files take up all that they may",
+    "disk_files": "the VM has as many files as it may",
     "runaway_bytes": "a command wrote more than one may, and was stopped",
     "network_connections": "as many connections out of the VM are open as may be; further ones wait",
     "live_processes": "as many commands run as may be started through the API at once",
@@ -55,6 +55,7 @@ class Alarms:
         """A kill of the kernel's that may yet turn out to be of a command."""
         self._made_room = False
         self._pids_seen = b""
+        self._full: object = None
 
     def start(self, loop: asyncio.AbstractEventLoop, cgroup: Cgroup) -> None:
         """The VM runs: from now on what is reached is told."""
@@ -104,6 +105,12 @@ class Alarms:
             self._tell_of_memory()
         elif "memory" not in self._looks:
             self._later("memory")
+
+    def disk(self, full: object) -> None:
+        """How a program has left the VM's disk: a full one is told of once, until it has room again."""
+        if full != self._full and full in ("disk_bytes", "disk_files"):
+            self.reached(str(full))
+        self._full = full
 
     def make_room(self) -> None:
         """Let the reserve start programs beyond the limit: each user of the VM is still held to it (RLIMIT_NPROC)."""

@@ -55,8 +55,15 @@ class Files:
     needed, and may raise AgentOSError, which whoever needed it gets.
     """
 
-    def __init__(self, open_worker: OpenWorker, *, limits: Limits, home: str = "/home/agentos") -> None:
-        self._workers = Workers(open_worker)
+    def __init__(
+        self,
+        open_worker: OpenWorker,
+        *,
+        limits: Limits,
+        home: str = "/home/agentos",
+        no_space: Callable[[str], None] | None = None,
+    ) -> None:
+        self._workers = Workers(open_worker, no_space)
         self._limits = limits
         self._home = home
         self.full: Callable[[], object] = lambda: False

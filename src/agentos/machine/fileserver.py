@@ -167,7 +167,7 @@ def _write(link: _Link, request: Request) -> Reply | None:
                 request["path"], request["mode"], append=request["append"], parents=request["parents"]
             )
         except OSError as problem:
-            link.send(REPLY, _error(problem))
+            link.send(REPLY, _error(problem, request))
         while (received := link.receive())[0] == DATA:
             if target is None:
                 continue
@@ -176,7 +176,7 @@ def _write(link: _Link, request: Request) -> Reply | None:
             except OSError as problem:
                 target.discard()
                 target = None
-                link.send(REPLY, _error(problem))
+                link.send(REPLY, _error(problem, request))
         if target is None:
             return None
         if received[0] == END:
@@ -292,8 +292,25 @@ _OPERATIONS: dict[str, Callable[[_Link, Request], Reply | None]] = {
 }
 
 
-def _error(problem: OSError) -> Reply:
-    return {"error": problem.errno or errno.EIO}
+def _full(path: str) -> Reply:
+    """Which limit a path has met that has no room; nothing where it leads to another file system than the VM's own."""
+    while path not in ("", "/"):
+        path = os.path.dirname(path)
+        try:
+            if os.stat(path).st_dev != os.stat("/").st_dev:
+                return {}
+            counts = os.statvfs("/")
+            return {"full": "disk_files" if counts.f_files and counts.f_favail == 0 else "disk_bytes"}
+        except OSError:
+            pass
+    return {}
+
+
+def _error(problem: OSError, request: Request) -> Reply:
+    reply: Reply = {"error": problem.errno or errno.EIO}
+    if problem.errno == errno.ENOSPC:
+        reply |= _full(str(request["target"] if "target" in request else request["path"]))
+    return reply
 
 
 def _answer(link: _Link, request: Request) -> Reply | None:
@@ -302,7 +319,7 @@ def _answer(link: _Link, request: Request) -> Reply | None:
     except PathError as problem:
         return {"error": problem.number or errno.EIO, "path": problem.path[:PATH_CHARS]}
     except OSError as problem:
-        return _error(problem)
+        return _error(problem, request)
     except MemoryError:
         return {"error": errno.ENOMEM}
 

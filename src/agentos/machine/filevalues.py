@@ -43,7 +43,10 @@ def understand(worker: Worker, reply: Reply, path: str, parse: Callable[[Reply],
         )
     except (KeyError, TypeError, ValueError):
         raise worker.broken(NONSENSE) from None
-    raise file_error(number, "Not a regular file" if number == ENXIO else os.strerror(number), where)
+    error = file_error(number, "Not a regular file" if number == ENXIO else os.strerror(number), where)
+    if reply.get("full") in ("disk_bytes", "disk_files"):
+        error.details["limit"] = reply["full"]
+    raise error
 
 
 def nothing(_: object) -> None:

@@ -10,7 +10,7 @@ import socket
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from agentos.errors import AgentOSError, VmError, VmStopped
+from agentos.errors import AgentOSError, NoSpace, VmError, VmStopped
 from agentos.machine import filewire
 from agentos.machine.filewire import Worker
 
@@ -31,8 +31,10 @@ def _stopped() -> AgentOSError:
 class Workers:
     """The workers of one VM: taken for one operation each, kept for a while, at most WORKERS of them."""
 
-    def __init__(self, open_worker: OpenWorker) -> None:
+    def __init__(self, open_worker: OpenWorker, no_space: Callable[[str], None] | None) -> None:
         self._open_worker = open_worker
+        self.no_space = no_space
+        """Called when an operation has met a limit of the VM's disk, with its name."""
         self._all = _Gate(WORKERS)
         self._streams = _Gate(STREAM_WORKERS)
         self._idle: list[Worker] = []
@@ -128,7 +130,9 @@ class _Taken:
             raise
         return self._worker
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, NoSpace) and "limit" in error.details and self._workers.no_space is not None:
+            self._workers.no_space(error.details["limit"])
         if self._worker is not None:
             self._workers.put_back(self._worker)
         self._leave()

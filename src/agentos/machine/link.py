@@ -310,6 +310,8 @@ class Spawner:
                 end, strangers = exit_of(message), bool(message["strangers"])
                 launch = self.launches.pop(message["exited"])
                 self._exits += 1
+                if self._link.on_disk is not None:
+                    self._link.on_disk(message.get("full"))
                 if strangers or self._exits % _JOURNAL_READ_EVERY == 0:
                     self.read_journal(also=launch)
                 self._link.leader_exited(launch, end, strangers=strangers)
@@ -395,6 +397,8 @@ class Link:
         """Done when what a spawner that came with the VM was warmed up with has been reaped."""
         self._warm_timer: asyncio.TimerHandle | None = None
         self.on_end: Callable[[], None] | None = None
+        self.on_disk: Callable[[object], None] | None = None
+        """Called when a program has ended: with the limit that the VM's files have come to, None for none."""
         self._port = Port(loop, sock, self._received, self._ended, INIT_FRAME_BYTES)
         self._numbers = itertools.count(FIRST_NUMBER)
         self._requests: dict[int, asyncio.Future[Message]] = {}

@@ -190,8 +190,10 @@ class Spawner:
                     self.watched = False
                     self.channel.send({"reaped": pid})
             else:
+                full = full_disk()
                 self.channel.send(
                     {
+                        **({"full": full} if full else {}),
                         "exited": number,
                         "pid": pid,
                         "status": status,
@@ -207,6 +209,14 @@ class Spawner:
         """Whether there is a child that no job began: whoever outlived its parent."""
         listed = os.pread(self.children_fd, 65536, 0).split()
         return len(listed) > len(self.jobs) or any(int(pid) not in self.jobs for pid in listed)
+
+
+def full_disk() -> str:
+    """The limit that the VM's files have come to, by the kernel's count; empty where there is room."""
+    counts = os.statvfs("/")
+    if counts.f_bavail == 0:
+        return "disk_bytes"
+    return "disk_files" if counts.f_files and counts.f_favail == 0 else ""
 
 
 def _note_signal(number: int, frame: FrameType | None) -> None:

@@ -186,11 +186,24 @@ class VM(ExecVerbs, BackgroundVerbs, ShellVerbs):
         loop.add_reader(raw.gone_fd, self._nothing_left)
         self._link = Link(loop, raw.sock)
         self._link.on_end = self._stopped
+        self._link.on_disk = self._disk_seen
         self._raw_name = raw.name
         if raw.spawner is not None:
             self._link.take_spawner(UIDS[self.spec.user], *raw.spawner)
-        self._files = Files(self._open_file_worker, limits=self.spec.limits, home=HOME)
+        self._files = Files(
+            self._open_file_worker, limits=self.spec.limits, home=HOME, no_space=self._no_space
+        )
         self._connections = Connections(self._link, UIDS[self.spec.user])
+
+    def _disk_seen(self, full: object) -> None:
+        if (
+            self._footprint is None
+        ):  # else the file system is the host's, whose room says nothing of the limit
+            self._alarms.disk(full)
+
+    def _no_space(self, limit: str) -> None:
+        if self._footprint is None:
+            self._alarms.reached(limit)
 
     def _storage_exceeded(self, limit: str) -> None:
         self._alarms.reached(limit)
