@@ -190,7 +190,8 @@ def _growth_of(count: int) -> None:
     """In an interpreter of its own: memory of this one is used and given back by all the tests before."""
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("growth.py")), str(count)],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")},
+        capture_output=True, text=True, timeout=170,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")},
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
