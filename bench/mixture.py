@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import random
 import time
@@ -13,7 +14,8 @@ from typing import Any, TypeVar
 from agentos import create_client
 from agentos.client.connection import Connection
 from agentos.client.events import ProcessExit, ProcessOutput, StreamError
-from agentos.errors import ConnectionLost
+from agentos.errors import ConnectionLost, ShellNotFound
+from agentos.model import ExitStatus
 
 T = TypeVar("T")
 
@@ -166,7 +168,7 @@ class Worker:
         process = await self._agent.spawn("seq", ["-f", f"{nonce} %g", str(1), str(lines)])
         got = await self._follow(process.output())
         self._same("output", got, _lines(nonce, lines))
-        self._same("exit code", await process.wait(), 0)
+        self._same("end", await process.wait_status(), ExitStatus(0, None, "exited"))
 
     async def bulk(self) -> None:
         """More than a log holds, of a process that waits for its reader."""
@@ -231,7 +233,7 @@ class Worker:
         self.tally.bytes += len(got)
         if not _composed(got, sent):
             raise Wrong(f"stdin: {len(got)} bytes came back for {[(len(one), sure) for one, sure in sent]}")
-        self._same("exit code", await process.wait(), 0)
+        self._same("end", await process.wait_status(), ExitStatus(0, None, "exited"))
 
     async def files(self) -> None:
         """Write, read, look, delete."""
@@ -261,7 +263,9 @@ class Worker:
         if shell is None:
             for one in await self._agent.list_shells():
                 if one.running and nonce in " ".join(one.args):
-                    await self._once("shell", self._agent.close_shell(one.shell_id))
+                    # The server may be about to take it back: the call that opened it was cut off.
+                    with contextlib.suppress(ShellNotFound):
+                        await self._once("shell", self._agent.close_shell(one.shell_id))
             return
         typed = await self._once("shell", _true(shell.write(f"{nonce}\n")))
         if not typed:

@@ -77,7 +77,7 @@ class Limits:
     """Processes started with spawn or exec that run at once."""
     exited_processes: int = 256
     """Exited spawned processes that are remembered, oldest forgotten first."""
-    exited_log_bytes: int = 64 * MIB
+    exited_log_bytes: int = 16 * MIB
     """Output of exited spawned processes that is kept for replay, of all together; that of the oldest goes first."""
     shells: int = 64
     """Shells open at once."""
