@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from e2e_support import commands
+
 from agentos import VM
 from agentos.commands.hello_wasm import module
 
@@ -79,7 +81,7 @@ def test_it_shows_in_the_tree_as_what_it_is() -> None:
             "./hello.wasm",
         )
         await process.kill()
-        assert await vm.all_processes() == []
+        assert await commands(vm) == []  # dead, though perhaps not reaped yet
 
     in_vm(body, hello=module("hi\n", times=1000, pause=1.0))
 
