@@ -62,14 +62,23 @@ def main() -> None:
         "--vms", type=int, default=1000, help="live VMs where many are measured (default 1000)"
     )
     parser.add_argument("--out", type=Path, default=HERE, help="folder of results.json and results.png")
+    parser.add_argument("--attack", action="append", default=[], help="of neighbour, this alone (repeatable)")
     parser.add_argument("--original", help="a folder where the original is, or is to be, installed by npm")
     arguments = parser.parse_args()
-    options = Options(quick=arguments.quick, vms=arguments.vms, original=arguments.original)
+    options = Options(
+        quick=arguments.quick,
+        vms=arguments.vms,
+        attacks=tuple(arguments.attack),
+        original=arguments.original,
+    )
     kept = arguments.out / "results.json"
     results: Result = json.loads(kept.read_text()) if arguments.only and kept.exists() else {}
     for name in arguments.only or SUBJECTS:
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
-        results[name] = asyncio.run(subject(name).measure(options))
+        measured = asyncio.run(subject(name).measure(options))
+        if name == "neighbour" and options.attacks:
+            measured = subject(name).merged(results.get(name, {}), measured)
+        results[name] = measured
         print(json.dumps({name: results[name]}, indent=2), flush=True)
     results["machine"] = machine()
     bars: list[Bar] = [

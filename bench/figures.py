@@ -24,6 +24,8 @@ class Options:
     """Take a quarter of the samples."""
     vms: int = 1000
     """Live VMs where many are measured."""
+    attacks: tuple[str, ...] = ()
+    """Those beside which a neighbour is measured, by name; none: all."""
     original: str | None = None
     """A folder where the original is, or is to be, installed."""
 
