@@ -74,6 +74,8 @@ _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _OPENAT2, _MOUNT_SETATTR 
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274, "riscv64": 274}.get(os.uname().machine, -1)
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41}.get(os.uname().machine, -1)
 
+_SIGSET_BYTES = 128  # of the C library's sigset_t; the kernel's is shorter
+
 _long = ctypes.c_long
 _syscall = _libc.syscall
 _syscall.restype = _long
@@ -95,6 +97,7 @@ _setns = _prototype("setns", ctypes.c_int, ctypes.c_int)
 _prctl = _prototype("prctl", ctypes.c_int, *[ctypes.c_ulong] * 4)
 _prctl_text = _libc["prctl"]  # another object than the attribute, with a prototype of its own
 _prctl_text.argtypes = [ctypes.c_int, ctypes.c_char_p]
+_signalfd = _prototype("signalfd", ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
 _sethostname = _prototype("sethostname", ctypes.c_char_p, ctypes.c_size_t)
 _capset = _prototype("capset", ctypes.c_void_p, ctypes.c_void_p)
 _setfsuid = _prototype("setfsuid", ctypes.c_uint)
@@ -133,6 +136,12 @@ def umount2(target: str, flags: int = 0) -> None:
 def unshare(flags: int) -> None:
     """unshare(2). With CLONE_NEWUSER the caller must have a single thread."""
     _check(_unshare(flags), "unshare", hex(flags))
+
+
+def signalfd(number: int) -> int:
+    """signalfd(2) for one signal, close-on-exec and non-blocking; the caller blocks the signal."""
+    mask = struct.pack("=Q", 1 << (number - 1)).ljust(_SIGSET_BYTES, b"\0")
+    return _check(_signalfd(-1, mask, os.O_CLOEXEC | os.O_NONBLOCK), "signalfd", str(number))
 
 
 def setns(fd: int, flags: int) -> None:

@@ -18,7 +18,6 @@ import select
 import signal
 import struct
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 from agentos.linux import privileges, proc, pty, syscalls
@@ -27,6 +26,9 @@ from agentos.machine.confinement import SLICE_NS, Confinement
 from agentos.machine.reserve import Reserve
 
 WASM_RUNNER = "/opt/agentos/bin/wasm"
+SETTLE_MS = 2
+"""After this the spawner does what can wait until a program has begun. Most commands have ended by then."""
+_EVERY_SIGNAL = [*signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}]
 _ENOEXEC, _EACCES = 8, 13
 JOURNAL_FD = 4
 """A pipe that says of each job that it is about to start, and of a quiet one what it became.
@@ -60,10 +62,10 @@ def serve(
 
 
 def _posix_spawn(path: str, argv: list[str], environment: dict[str, str], actions: list[Any]) -> int:
-    pid = os.posix_spawn(path, argv, environment, file_actions=actions, setsid=True)
-    with contextlib.suppress(OSError):  # it has ended already
-        syscalls.sched_setattr(pid, slice_ns=SLICE_NS, least_nice=0, reset_on_fork=True)
-    return pid
+    # Signals by name: otherwise the C library asks for the disposition of each before it sets that.
+    return os.posix_spawn(
+        path, argv, environment, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_EVERY_SIGNAL
+    )
 
 
 Execute = Callable[[str, list[str], dict[str, str], list[Any]], int]
@@ -78,9 +80,13 @@ class Spawner:
         self.execute = execute
         self.jobs: dict[int, int] = {}
         """pid of a program that was started -> number of its job."""
+        self.fresh: dict[int, tuple[int, bool]] = {}
+        """pid of a program that was not settled yet -> number of its job, and whether that is quiet."""
         self.watched = False
         self.mark, self.mark_fd = _new_mark()
         self.mark_is_used = False
+        self.bare = 0
+        """The last job that has left nothing behind: its mark is carried by nobody."""
         self.marks: dict[int, int] = {}
         """Number of a job -> descriptor of its namespace. Held until the host will name that mark no more: a
         number that is free is given to the next namespace, and a late kill would hit another command."""
@@ -88,16 +94,18 @@ class Spawner:
 
     def run(self) -> None:
         """Serve until the channel ends; what still runs then goes to init."""
-        wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, _note_signal)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+        ends = syscalls.signalfd(signal.SIGCHLD)
         poll = select.poll()
         poll.register(self.channel.fileno(), select.POLLIN)
-        poll.register(wake_read, select.POLLIN)
+        poll.register(ends, select.POLLIN)
         while True:
-            for fd, _ in poll.poll():
-                if fd == wake_read:
-                    os.read(wake_read, 4096)
+            ready = poll.poll(SETTLE_MS if self.fresh else None)
+            if not ready:
+                self.settle()
+            for fd, _ in ready:
+                if fd == ends:
+                    os.read(ends, 4096)
                     self.reap()
                 else:
                     for message, fds in self.channel.receive_some():
@@ -106,16 +114,19 @@ class Spawner:
     def handle(self, message: Message, fds: list[int]) -> None:
         """A job, a signal to a program of a job, or the wish to hear of the ends of orphans."""
         if "job" in message:
-            self.prepare()
-            self.start(message, fds)
+            if self.fresh:
+                self.settle()
             for number in message.get("forget", ()):
                 self.forget(number)
+            self.prepare()
+            self.start(message, fds)
         elif "signal" in message:
             pid = int(message["pid"])
             if pid in self.jobs:
                 _kill(pid, int(message["signal"]), group=bool(message["group"]))
         elif "tell" in message:
             # Jobs come in order, so by now that one has been started, or has failed, or was never sent.
+            self.settle()
             self.channel.send({"told": message["tell"]})
         elif self.has_strangers():
             self.watched = True
@@ -138,16 +149,27 @@ class Spawner:
             self.channel.send({"failed": number, "errno": failed.errno, "step": failed.step})
         else:
             self.jobs[pid] = number
-            started: Message = {"started": number, "pid": pid, "mark": self.mark}
-            if job.get("quiet"):
-                self.note(number, pid)
-            else:
+            quiet = bool(job.get("quiet"))
+            if not quiet:
+                started: Message = {"started": number, "pid": pid, "mark": self.mark}
                 self.channel.send(started, [master] if master >= 0 else ())
+            self.fresh[pid] = number, quiet
             self.marks[number] = self.mark_fd
             self.mark_is_used = True
         finally:
             for fd in (*fds, *([master] if master >= 0 else ())):
                 os.close(fd)
+
+    def settle(self) -> None:
+        """What has been started begins by now: do what would have delayed that, for all that still run."""
+        fresh, self.fresh = self.fresh, {}
+        for pid, (number, quiet) in fresh.items():
+            if quiet:
+                self.note(number, pid)
+            syscalls.sched_setattr(pid, slice_ns=SLICE_NS, least_nice=0, reset_on_fork=True)
+        os.chdir("/")
+        # Now, since nothing waits for it: the next job may come while these run.
+        self.prepare()
 
     def prepare(self) -> None:
         """Have a mark for the next job, which no process carries yet."""
@@ -172,55 +194,52 @@ class Spawner:
     def forget(self, number: int) -> None:
         """The host will not name this job's mark any more."""
         mark_fd = self.marks.pop(number, -1)
-        if mark_fd >= 0:
+        if mark_fd == self.mark_fd and number == self.bare:
+            self.mark_is_used = False
+        elif mark_fd >= 0:
             os.close(mark_fd)
 
     def reap(self) -> None:
         """Collect every child that ended, and report those that a job began."""
+        ended = []
+        childless = False
         while True:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
-                return
+                childless = True
+                break
             if pid == 0:
-                return
+                break
+            ended.append((pid, status, usage))
+        for pid, status, usage in ended:
             number = self.jobs.pop(pid, None)
             if number is None:
                 if self.watched:
                     self.watched = False
                     self.channel.send({"reaped": pid})
-            else:
-                full = full_disk()
-                self.channel.send(
-                    {
-                        **({"full": full} if full else {}),
-                        "exited": number,
-                        "pid": pid,
-                        "status": status,
-                        "cpu_ms": (usage.ru_utime + usage.ru_stime) * 1000,
-                        "maxrss": usage.ru_maxrss * 1024,
-                        "strangers": self.has_strangers(),
-                    }
-                )
-                # Now, since the host has something else to do: a program that has just been started has not.
-                self.prepare()
+                continue
+            _, unsaid = self.fresh.pop(pid, (0, False))
+            strangers = not childless and self.has_strangers()
+            if not strangers:
+                self.bare = number
+            elif unsaid:
+                self.note(number, pid)
+            self.channel.send(
+                {
+                    "exited": number,
+                    "pid": pid,
+                    "status": status,
+                    "cpu_ms": (usage.ru_utime + usage.ru_stime) * 1000,
+                    "maxrss": usage.ru_maxrss * 1024,
+                    "strangers": strangers,
+                }
+            )
 
     def has_strangers(self) -> bool:
         """Whether there is a child that no job began: whoever outlived its parent."""
         listed = os.pread(self.children_fd, 65536, 0).split()
         return len(listed) > len(self.jobs) or any(int(pid) not in self.jobs for pid in listed)
-
-
-def full_disk() -> str:
-    """The limit that the VM's files have come to, by the kernel's count; empty where there is room."""
-    counts = os.statvfs("/")
-    if counts.f_bavail == 0:
-        return "disk_bytes"
-    return "disk_files" if counts.f_files and counts.f_favail == 0 else ""
-
-
-def _note_signal(number: int, frame: FrameType | None) -> None:
-    """The wakeup descriptor has told the loop already; a handler must exist for it to be written to."""
 
 
 def _kill(pid: int, number: int, *, group: bool) -> None:
@@ -251,8 +270,6 @@ def _spawn(job: Message, actions: list[Any], execute: Execute) -> int:
         return _spawn_path(path, argv, environment, actions, execute, as_bash=job["as_bash"])
     except OSError as error:
         raise _Failed("exec", error) from error
-    finally:
-        os.chdir("/")
 
 
 def _spawn_path(
