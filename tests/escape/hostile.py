@@ -64,11 +64,11 @@ WRONG = [
     lambda number, started: [{"exited": number}],
     lambda number, started: [
         started,
-        {"exited": number, "status": 10**30, "cpu_ms": 0, "maxrss": 0, "strangers": False},
+        {"exited": number, "end": [10**30, 0, 0], "strangers": False},
     ],
     lambda number, started: [
         started,
-        {"exited": number, "status": 0, "cpu_ms": float("nan"), "maxrss": 0, "strangers": False},
+        {"exited": number, "end": [0, float("nan"), 0], "strangers": False},
     ],
     lambda number, started: [{"failed": number, "errno": 10**9, "step": "x"}],
     lambda number, started: [{"failed": {}, "errno": 1, "step": "x"}],

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 from agentos.linux.cgroups import Cgroup
+from agentos.linux.cgroups.files import Figure
 from agentos.machine.factory import RESERVED_PROCESSES
 from agentos.model import LimitReached, Limits
 
@@ -48,6 +49,7 @@ class Alarms:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._cgroup: Cgroup | None = None
         self._fds: dict[str, int] = {}
+        self._oom_kills: Figure | None = None
         self._seen = {"memory": 0, "pids": 0}
         self._looks: dict[str, asyncio.TimerHandle] = {}
         self._victim: tuple[int | None, str | None] = (None, None)
@@ -85,7 +87,16 @@ class Alarms:
         for fd in fds.values():
             _poller(self._loop).remove(fd)
             os.close(fd)
+        if self._oom_kills is not None:
+            self._oom_kills.close()
         self._loop = None
+
+    def oom_kills(self) -> int:
+        """Processes of the VM that the kernel has killed for want of memory: those seen before it ended."""
+        if self._oom_kills is None and self._loop is not None and self._cgroup is not None:
+            with contextlib.suppress(FileNotFoundError):  # the VM is ending
+                self._oom_kills = self._cgroup.open_oom_kills()
+        return 0 if self._oom_kills is None else self._oom_kills.read()
 
     def reached(self, limit: str, *, pid: int | None = None, command: str | None = None) -> None:
         """A limit was reached, by process `pid` if that is known."""

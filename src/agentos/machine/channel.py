@@ -59,6 +59,16 @@ def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None
         sock.sendall(data[sent:], _MSG_NOSIGNAL)
 
 
+def _message(body: bytes | bytearray) -> Message:
+    try:
+        message = _decode(body.decode("ascii"))
+    except (ValueError, RecursionError) as error:
+        raise ChannelBroken("frame holds no JSON") from error
+    if not isinstance(message, dict):
+        raise ChannelBroken("frame holds no object")
+    return message
+
+
 class Decoder:
     """Bytes and descriptors as they arrive -> whole messages, in order. It holds one frame of `most` bytes at most."""
 
@@ -69,6 +79,18 @@ class Decoder:
 
     def feed(self, data: bytes, fds: Sequence[int] = ()) -> list[tuple[Message, list[int]]]:
         """The messages that are complete now, each with its descriptors, which the caller then owns."""
+        if not self._buffer and len(data) >= _HEADER.size and not self._fds:
+            length, fd_count = _HEADER.unpack_from(data)
+            if len(data) == _HEADER.size + length and length <= self._most and len(fds) == fd_count:
+                # As they mostly come: one whole message.
+                self._fds += fds
+                try:
+                    message = _message(data[_HEADER.size :])
+                except ChannelBroken:
+                    self.close()
+                    raise
+                self._fds = []
+                return [(message, list(fds))]
         self._buffer += data
         self._fds += fds
         complete = []
@@ -95,12 +117,7 @@ class Decoder:
             return None
         if len(self._fds) < fd_count:
             raise ChannelBroken(f"frame promises {fd_count} descriptors, {len(self._fds)} came")
-        try:
-            message = _decode(self._buffer[_HEADER.size : end].decode("ascii"))
-        except (ValueError, RecursionError) as error:
-            raise ChannelBroken("frame holds no JSON") from error
-        if not isinstance(message, dict):
-            raise ChannelBroken("frame holds no object")
+        message = _message(self._buffer[_HEADER.size : end])
         del self._buffer[:end]
         fds, self._fds = self._fds[:fd_count], self._fds[fd_count:]
         return message, fds

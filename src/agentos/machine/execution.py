@@ -110,7 +110,8 @@ class Execution:
             oom = not self._stopped and event.status != 0 and self._oom_kills() > ooms
             status = exit_status(event, stopped=self._stopped, oom=oom)
             orphans = tuple(Orphan(pid, command) for pid, command in event.orphans)
-            orphans, status = await self._see_to_orphans(launch, orphans, status)
+            if orphans or self._stopped:
+                orphans, status = await self._see_to_orphans(launch, orphans, status)
             return self._result(status, orphans, time.monotonic() - began)
         except VmStopped:
             for reader in self._readers:

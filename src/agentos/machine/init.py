@@ -32,7 +32,7 @@ _PAGE_CHARS = 128 * 1024
 """Characters of the process table that travel at once; as JSON, one may take six bytes."""
 _ENTRY_CHARS = 300
 """Of an entry, beside what is in it."""
-_LOST: Message = {"status": signal.SIGKILL, "cpu_ms": 0, "maxrss": 0, "strangers": True}
+_LOST = [int(signal.SIGKILL), 0, 0]
 """The end of a program of which nobody is left to tell: all that is known is that somebody killed there."""
 
 
@@ -50,8 +50,8 @@ class Init:
         """pid of each confined child -> the number that the host gave it."""
         self.adopted: dict[int, int] = {}
         """pid of a program whose spawner is gone -> number of its job."""
-        self.ends: deque[Message] = deque(maxlen=_ENDS_REMEMBERED)
-        """The latest ends of children that were not known, in case they are asked for."""
+        self.ends: deque[tuple[int, list[int]]] = deque(maxlen=_ENDS_REMEMBERED)
+        """The latest ends of children that were not known, by pid, in case they are asked for."""
         self.awaited: dict[int, list[int]] = {}
         """Mark -> ids of the requests to be answered when no process of that lineage is left."""
         self.held: list[int] = []
@@ -113,13 +113,13 @@ class Init:
 
     def adopt(self, message: Message, fds: list[int]) -> None:
         """A spawner is gone: from now on report the ends of the programs that it had started."""
-        known = {end["pid"]: end for end in self.ends}
+        known = dict(self.ends)
         for number, pid in message["jobs"]:
             if pid in known:
-                self.channel.send({"ev": "exited", **known[pid], "exited": number})
+                self.channel.send({"ev": "exited", "exited": number, "end": known[pid]})
             elif not os.path.exists(f"/proc/{pid}"):
                 # Its spawner had reaped it, and was killed before it said so.
-                self.channel.send({"ev": "exited", **_LOST, "exited": number})
+                self.channel.send({"ev": "exited", "exited": number, "end": _LOST})
             else:
                 self.adopted[pid] = number
 
@@ -260,17 +260,11 @@ class Init:
             if pid in self.servants:
                 del self.servants[pid]
                 continue
-            end: Message = {
-                "pid": pid,
-                "status": status,
-                "cpu_ms": (usage.ru_utime + usage.ru_stime) * 1000,
-                "maxrss": usage.ru_maxrss * 1024,
-                "strangers": True,
-            }
+            end = spawner.end_of(status, usage)
             if pid in self.adopted:
-                self.channel.send({"ev": "exited", **end, "exited": self.adopted.pop(pid)})
+                self.channel.send({"ev": "exited", "exited": self.adopted.pop(pid), "end": end})
             else:
-                self.ends.append(end)
+                self.ends.append((pid, end))
         for mark in [mark for mark in self.awaited if not self.living(mark)]:
             for number in self.awaited.pop(mark):
                 self.channel.send({"id": number})

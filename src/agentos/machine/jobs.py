@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import signal as signals
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from agentos.errors import InvalidRequest, LimitExceeded, SpawnFailed
@@ -57,9 +57,17 @@ def check_program(
     directory = HOME if cwd is None else check_text("cwd", cwd, empty=False)
     if not directory.startswith("/"):
         directory = f"{HOME}/{directory}"
-    environment = base_env(spec.env, who, terminal=terminal)
-    environment.update(check_env(env))
-    _check_size([*argv, directory], environment, spec.limits.argument_bytes)
+    if env is None and not spec.env and not terminal:
+        # Always the same object, which is not sent to a spawner twice.
+        environment, size = _BASE_ENV[who], _BASE_BYTES[who]
+    else:
+        environment = base_env(spec.env, who, terminal=terminal)
+        environment.update(check_env(env))
+        size = _size(map("=".join, environment.items()))
+    size += _size([*argv, directory])
+    if size > spec.limits.argument_bytes:
+        said = f"command, arguments and environment have {size} bytes"
+        raise LimitExceeded.of("argument_bytes", size, spec.limits.argument_bytes, said)
     return Program(argv, directory, environment, who)
 
 
@@ -101,12 +109,10 @@ def _user_env(user: str, home: str) -> dict[str, str]:
     }
 
 
-_BASE_ENV = {"agentos": _user_env("agentos", HOME), "root": _user_env("root", "/root")}
-
-
-def _check_size(argv: list[str], env: dict[str, str], maximum: int) -> None:
+def _size(texts: Iterable[str]) -> int:
+    """Bytes that arguments and variables take. LimitExceeded where one is longer than the kernel takes."""
     total = 0
-    for text in (*argv, *map("=".join, env.items())):
+    for text in texts:
         size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogateescape"))
         total += size + 1
         if size > MAX_ARGUMENT_BYTES:
@@ -117,10 +123,11 @@ def _check_size(argv: list[str], env: dict[str, str], maximum: int) -> None:
                 value=size,
                 maximum=MAX_ARGUMENT_BYTES,
             )
-    if total > maximum:
-        raise LimitExceeded.of(
-            "argument_bytes", total, maximum, f"command, arguments and environment have {total} bytes"
-        )
+    return total
+
+
+_BASE_ENV = {"agentos": _user_env("agentos", HOME), "root": _user_env("root", "/root")}
+_BASE_BYTES = {user: _size(map("=".join, env.items())) for user, env in _BASE_ENV.items()}
 
 
 def check_key(key: object) -> str | None:

@@ -13,9 +13,8 @@ import os
 import signal
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from agentos.errors import BootFailed, SpawnFailed, VmStopped
 from agentos.linux import pty
@@ -45,9 +44,8 @@ _NO_SENSE = (KeyError, TypeError, ValueError)
 _MAX_PID = 1 << 22  # PID_MAX_LIMIT of linux/threads.h
 
 
-@dataclass(frozen=True, slots=True)
-class ExitEvent:
-    """What init reports when the leader of a launch has ended."""
+class ExitEvent(NamedTuple):
+    """What a spawner or init reports when the leader of a launch has ended."""
 
     pid: int
     status: int
@@ -65,12 +63,12 @@ def whole(value: object, most: int, *, least: int = 0) -> int:
 
 
 def exit_of(message: Message) -> ExitEvent:
-    """The end of a leader, as a spawner or init reports it."""
-    cpu_ms = message["cpu_ms"]
-    if type(cpu_ms) not in (int, float) or not 0 <= cpu_ms < 2**63:
-        raise ValueError("no time")
-    status, max_rss = whole(message["status"], 0xFFFF), whole(message["maxrss"], 2**63 - 1)
-    return ExitEvent(0, status, float(cpu_ms), max_rss, ())
+    """The end of a leader, as `channel.ended` has it."""
+    status, cpu_us, max_rss_kib = message["end"]
+    whole(status, 0xFFFF)
+    whole(cpu_us, 2**63 - 1)
+    whole(max_rss_kib, 2**53)
+    return ExitEvent(0, status, cpu_us / 1000, max_rss_kib * 1024, ())
 
 
 class Port:
@@ -91,6 +89,8 @@ class Port:
         self._decoder = Decoder(most)
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._unsent_bytes = 0
+        self._waiting = False
+        """Whether the loop tells when the socket takes more."""
         self.closed = False
         loop.add_reader(sock.fileno(), self.readable)
 
@@ -115,6 +115,7 @@ class Port:
                 sent = channel.send_some(self.sock, data, fds)
             except (BlockingIOError, InterruptedError):
                 self._loop.add_writer(self.sock.fileno(), self._flush)
+                self._waiting = True
                 return
             except OSError:
                 break  # the reading side tells that the other end is gone
@@ -125,7 +126,9 @@ class Port:
                 self._unsent.popleft()
             else:
                 self._unsent[0] = (data[sent:], [])
-        self._loop.remove_writer(self.sock.fileno())
+        if self._waiting:
+            self._loop.remove_writer(self.sock.fileno())
+            self._waiting = False
 
     def readable(self) -> None:
         """Take what has arrived."""
@@ -187,14 +190,9 @@ class Launch:
         self.kills_under_way = 0
         self.released = False
         self._link = link
-        self._deadline: asyncio.TimerHandle | None = loop.call_later(LAUNCH_SECONDS, self._overdue)
-
-    def _overdue(self) -> None:
-        """Not known to have started: either nobody needed to know, or its spawner is stuck."""
-        self.spawner.read_journal()
-        if not self.settled.done():
-            self.spawner.ask_for(self)
-            self._deadline = self._link.loop.call_later(LAUNCH_SECONDS, self.spawner.give_up)
+        self.since = loop.time()
+        self.asked_for = False
+        """Whether its spawner was to say what became of it, because it was not known for too long."""
 
     def note_started(self, message: Message, fds: list[int]) -> None:
         """The spawner has started it."""
@@ -222,14 +220,12 @@ class Launch:
             self.exited.set_result(ExitEvent(0, signal.SIGKILL, 0.0, 0, ()))
 
     def note_exit(self, end: ExitEvent, orphans: tuple[tuple[int, str], ...]) -> None:
-        """Its leader has been reaped."""
+        """Its leader has been reaped. Where nobody has asked, its pid is not known."""
+        self._settle()
         if not self.exited.done():
-            self.exited.set_result(replace(end, pid=self.pid, orphans=orphans))
+            self.exited.set_result(ExitEvent(self.pid, end.status, end.cpu_ms, end.max_rss_bytes, orphans))
 
     def _settle(self) -> None:
-        if self._deadline:
-            self._deadline.cancel()
-            self._deadline = None
         if not self.settled.done():
             self.settled.set_result(None)
 
@@ -269,6 +265,9 @@ class Spawner:
         self.launches: dict[int, Launch] = {}
         self.watchers: list[asyncio.Future[None]] = []
         self._link = link
+        self._env: Mapping[str, str] | None = None
+        """The environment of the last job, which is not sent again."""
+        self._watchdog: asyncio.TimerHandle | None = None
         self._port = Port(link.loop, sock, self._received, self._ended)
 
     @property
@@ -279,8 +278,32 @@ class Spawner:
     def start(self, launch: Launch, job: Message, fds: Sequence[int]) -> None:
         """Send a job; `fds` are closed here."""
         self.launches[launch.number] = launch
-        forgotten, self.forgotten = self.forgotten, []
-        self._port.send({"job": launch.number, "forget": forgotten, **job}, fds)
+        if self._watchdog is None:
+            self._watchdog = self._link.loop.call_later(LAUNCH_SECONDS, self._look_after)
+        message = {"job": launch.number, **job}
+        if self.forgotten:
+            message["forget"] = self.forgotten
+            self.forgotten = []
+        if job["env"] is self._env:
+            del message["env"]
+        self._env = job["env"]
+        self._port.send(message, fds)
+
+    def _look_after(self) -> None:
+        """Once in a while: a launch that is not known to have started was not asked after, or its spawner is stuck."""
+        self._watchdog = None
+        self.read_journal()
+        now = self._link.loop.time()
+        for launch in list(self.launches.values()):
+            if launch.settled.done() or now - launch.since < LAUNCH_SECONDS:
+                continue
+            if launch.asked_for:
+                self.give_up()
+                return
+            launch.asked_for, launch.since = True, now
+            self.ask_for(launch)
+        if self.launches:
+            self._watchdog = self._link.loop.call_later(LAUNCH_SECONDS, self._look_after)
 
     def read_journal(self, also: Launch | None = None) -> None:
         """Learn pid and mark of the quiet jobs that were started since the last time."""
@@ -362,6 +385,9 @@ class Spawner:
     def _ended(self) -> None:
         self._link.note_warm()
         self._port.close()
+        if self._watchdog:
+            self._watchdog.cancel()
+            self._watchdog = None
         self.read_journal()
         if self._journal_fd >= 0:
             os.close(self._journal_fd)

@@ -23,14 +23,8 @@ _BUILTINS_AND_KEYWORDS = frozenset(
     set shift shopt source suspend test then time times trap true type typeset ulimit umask unalias unset until
     wait while""".split()  # noqa: SIM905
 )
-_CHANGES_BASH = (
-    "BASH_ENV",
-    "BASHOPTS",
-    "SHELLOPTS",
-    "POSIXLY_CORRECT",
-    "BASH_XTRACEFD",
-    "BASH_COMPAT",
-    "ENV",
+_CHANGES_BASH = frozenset(
+    ("BASH_ENV", "BASHOPTS", "SHELLOPTS", "POSIXLY_CORRECT", "BASH_XTRACEFD", "BASH_COMPAT", "ENV")
 )
 
 
@@ -40,9 +34,9 @@ def plain_words(command: str, env: Mapping[str, str]) -> list[str] | None:
     if match is None or "=" in match[1] or match[1][0] == "%":
         return None
     words = [match[1], *match[2].split()]
-    if not _is_program(words) or any(name in env for name in _CHANGES_BASH):
+    if not _is_program(words) or not _CHANGES_BASH.isdisjoint(env) or "\0BASH_FUNC_" in "\0".join(("", *env)):
         return None
-    return None if any(name.startswith("BASH_FUNC_") for name in env) else words
+    return words
 
 
 def _is_program(words: list[str]) -> bool:

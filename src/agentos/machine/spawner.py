@@ -52,7 +52,7 @@ def serve(
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     if reserve is not None:
         reserve.take_ids()
-        Spawner(channel, reserve.start).run()
+        Spawner(channel, reserve.start, _leave_priority).run()
         return
     capabilities = privileges.CAP_SYS_ADMIN
     if uid == 0 and confinement.mode != "single":
@@ -68,6 +68,20 @@ def _posix_spawn(path: str, argv: list[str], environment: dict[str, str], action
     )
 
 
+def _leave_priority(pid: int) -> None:
+    """The reserve's programs have one of their own."""
+
+
+def _shorten_slice(pid: int) -> None:
+    with contextlib.suppress(OSError):  # it has ended already
+        syscalls.sched_setattr(pid, slice_ns=SLICE_NS, reset_on_fork=True)
+
+
+def end_of(status: int, usage: Any) -> list[int]:
+    """How a program ended, for the host: status as waitpid(2) has it, CPU time in microseconds, greatest RSS in KiB."""
+    return [status, int((usage.ru_utime + usage.ru_stime) * 1_000_000), usage.ru_maxrss]
+
+
 Execute = Callable[[str, list[str], dict[str, str], list[Any]], int]
 """Starts a program in a session of its own: path, argv, environment and file actions, as os.posix_spawn has them."""
 
@@ -75,13 +89,22 @@ Execute = Callable[[str, list[str], dict[str, str], list[Any]], int]
 class Spawner:
     """The loop of a spawner. It waits for the host and for the ends of its children."""
 
-    def __init__(self, channel: BlockingChannel, execute: Execute = _posix_spawn) -> None:
+    def __init__(
+        self,
+        channel: BlockingChannel,
+        execute: Execute = _posix_spawn,
+        favour: Callable[[int], None] = _shorten_slice,
+    ) -> None:
         self.channel = channel
         self.execute = execute
+        self.favour = favour
+        """Told the pid of each program that goes on running."""
+        self.env: dict[str, str] = {}
+        """Of the latest job: the host does not send it again while it stays the same."""
         self.jobs: dict[int, int] = {}
         """pid of a program that was started -> number of its job."""
-        self.fresh: dict[int, tuple[int, bool]] = {}
-        """pid of a program that was not settled yet -> number of its job, and whether that is quiet."""
+        self.fresh: tuple[int, int, bool] | None = None
+        """Of the latest program, until it is settled: its pid, the number of its job, and whether that is quiet."""
         self.watched = False
         self.mark, self.mark_fd = _new_mark()
         self.mark_is_used = False
@@ -100,7 +123,7 @@ class Spawner:
         poll.register(self.channel.fileno(), select.POLLIN)
         poll.register(ends, select.POLLIN)
         while True:
-            ready = poll.poll(SETTLE_MS if self.fresh else None)
+            ready = poll.poll(None if self.fresh is None else SETTLE_MS)
             if not ready:
                 self.settle()
             for fd, _ in ready:
@@ -114,8 +137,7 @@ class Spawner:
     def handle(self, message: Message, fds: list[int]) -> None:
         """A job, a signal to a program of a job, or the wish to hear of the ends of orphans."""
         if "job" in message:
-            if self.fresh:
-                self.settle()
+            self.settle()
             for number in message.get("forget", ()):
                 self.forget(number)
             self.prepare()
@@ -136,6 +158,7 @@ class Spawner:
     def start(self, job: Message, fds: list[int]) -> None:
         """Start one program; the answer is its pid and mark, or the step and errno that failed."""
         number = job["job"]
+        self.env = job.get("env", self.env)
         master = -1
         try:
             if job.get("pty"):
@@ -144,8 +167,9 @@ class Spawner:
                 actions = _redirections(fds)
             # Before it can do anything, such as kill this process: no job is ever started a second time.
             self.note(number, 0)
-            pid = _spawn(job, actions, self.execute)
+            pid = _spawn(job, self.env, actions, self.execute)
         except _Failed as failed:
+            os.chdir("/")
             self.channel.send({"failed": number, "errno": failed.errno, "step": failed.step})
         else:
             self.jobs[pid] = number
@@ -153,7 +177,7 @@ class Spawner:
             if not quiet:
                 started: Message = {"started": number, "pid": pid, "mark": self.mark}
                 self.channel.send(started, [master] if master >= 0 else ())
-            self.fresh[pid] = number, quiet
+            self.fresh = pid, number, quiet
             self.marks[number] = self.mark_fd
             self.mark_is_used = True
         finally:
@@ -161,12 +185,14 @@ class Spawner:
                 os.close(fd)
 
     def settle(self) -> None:
-        """What has been started begins by now: do what would have delayed that, for all that still run."""
-        fresh, self.fresh = self.fresh, {}
-        for pid, (number, quiet) in fresh.items():
-            if quiet:
-                self.note(number, pid)
-            syscalls.sched_setattr(pid, slice_ns=SLICE_NS, least_nice=0, reset_on_fork=True)
+        """The latest program goes on running: do what would have delayed its start."""
+        if self.fresh is None:
+            return
+        pid, number, quiet = self.fresh
+        self.fresh = None
+        if quiet:
+            self.note(number, pid)
+        self.favour(pid)
         os.chdir("/")
         # Now, since nothing waits for it: the next job may come while these run.
         self.prepare()
@@ -211,30 +237,24 @@ class Spawner:
                 break
             if pid == 0:
                 break
-            ended.append((pid, status, usage))
-        for pid, status, usage in ended:
-            number = self.jobs.pop(pid, None)
-            if number is None:
-                if self.watched:
-                    self.watched = False
-                    self.channel.send({"reaped": pid})
-                continue
-            _, unsaid = self.fresh.pop(pid, (0, False))
-            strangers = not childless and self.has_strangers()
-            if not strangers:
-                self.bare = number
-            elif unsaid:
+            ended.append((self.jobs.pop(pid, None), pid, status, usage))
+        for number, pid, status, usage in ended:
+            if number is not None:
+                strangers = not childless and self.has_strangers()
+                self.report(number, pid, end_of(status, usage), strangers=strangers)
+            elif self.watched:
+                self.watched = False
+                self.channel.send({"reaped": pid})
+
+    def report(self, number: int, pid: int, end: list[int], *, strangers: bool) -> None:
+        """Tell the host that a job's program has ended, and whether there is anything that may be of its lineage."""
+        if self.fresh is not None and self.fresh[0] == pid:
+            if strangers and self.fresh[2]:
                 self.note(number, pid)
-            self.channel.send(
-                {
-                    "exited": number,
-                    "pid": pid,
-                    "status": status,
-                    "cpu_ms": (usage.ru_utime + usage.ru_stime) * 1000,
-                    "maxrss": usage.ru_maxrss * 1024,
-                    "strangers": strangers,
-                }
-            )
+            self.fresh = None
+        if not strangers:
+            self.bare = number
+        self.channel.send({"exited": number, "end": end, "strangers": strangers})
 
     def has_strangers(self) -> bool:
         """Whether there is a child that no job began: whoever outlived its parent."""
@@ -256,8 +276,8 @@ def _new_mark() -> tuple[int, int]:
     return os.fstat(fd).st_ino, fd
 
 
-def _spawn(job: Message, actions: list[Any], execute: Execute) -> int:
-    argv, environment = job["argv"], job["env"]
+def _spawn(job: Message, environment: dict[str, str], actions: list[Any], execute: Execute) -> int:
+    argv = job["argv"]
     try:
         # Not the caller's cwd but this process's: posix_spawn(3) as Python has it knows no other way.
         os.chdir(job["cwd"])
@@ -318,8 +338,9 @@ def _open_terminal(rows: int, cols: int) -> tuple[int, list[Any]]:
 def _find_program(name: str, path: str) -> str:
     if "/" in name:
         return name
-    candidates = [f"{directory or '.'}/{name}" for directory in path.split(":")]
-    for candidate in candidates:
+    directories = path.split(":")
+    for directory in directories:
+        candidate = f"{directory or '.'}/{name}"
         # First what raises no exception where there is nothing: that takes longer than the call.
         if os.access(candidate, os.X_OK) and os.path.isfile(candidate):
             return candidate
@@ -327,7 +348,7 @@ def _find_program(name: str, path: str) -> str:
         return f"./{name}"
     raise (
         PermissionError(_EACCES, "Permission denied", name)
-        if any(map(os.path.isfile, candidates))
+        if any(os.path.isfile(f"{directory or '.'}/{name}") for directory in directories)
         else FileNotFoundError(2, "No such file", name)
     )
 

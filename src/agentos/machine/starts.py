@@ -17,12 +17,12 @@ _SPAWNER_TRIES = 5
 
 
 class Starts:
-    """The starts of one VM. `oom_kills` counts the processes that the kernel has killed for want of memory."""
+    """The starts of one VM."""
 
-    def __init__(self, limits: Limits, alarms: Alarms, oom_kills: Callable[[], int]) -> None:
+    def __init__(self, limits: Limits, alarms: Alarms) -> None:
         self._limits = limits
         self._alarms = alarms
-        self.oom_kills = oom_kills
+        self.oom_kills = alarms.oom_kills
         self._live = 0
         self.disk_kills = 0
         """How often all that ran was killed because the VM's files were beyond a limit."""

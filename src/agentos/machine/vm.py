@@ -105,7 +105,7 @@ class VM(ExecVerbs, BackgroundVerbs, ShellVerbs):
         """Called when the VM has come to one of its limits: once for each burst, and once a second at most."""
         limits = self.spec.limits
         self._alarms = Alarms(limits, self._limit_reached)
-        self._starts = Starts(limits, self._alarms, self._oom_kills)
+        self._starts = Starts(limits, self._alarms)
         self._spawned = Spawned(limits)
         self._shells = Shells(limits)
         self._leftovers = Leftovers(limits.background_pipes)
@@ -270,9 +270,6 @@ class VM(ExecVerbs, BackgroundVerbs, ShellVerbs):
     def _limit_reached(self, reached: LimitReached) -> None:
         if self.on_limit:
             self.on_limit(reached)
-
-    def _oom_kills(self) -> int:
-        return self._cgroup.oom_kills() if self._cgroup is not None else 0
 
     # -- jobs that are no programs
 

@@ -78,6 +78,40 @@ def read_key(path: str, key: str) -> int | None:
     return None
 
 
+class Figure:
+    """The number after `key` in flat keyed file `path`, less `base`: held open, so that a look is one call."""
+
+    __slots__ = ("_base", "_fd", "_key", "_last")
+
+    def __init__(self, path: str, key: str, base: int = 0) -> None:
+        self._key = b"\n" + key.encode() + b" "
+        self._base = base
+        self._last = 0
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise failed(error, "open", path) from None
+
+    def read(self) -> int:
+        """The number now; the last one once the cgroup is gone, or after `close`."""
+        if self._fd >= 0:
+            try:
+                _, found, rest = (b"\n" + os.pread(self._fd, 4096, 0)).partition(self._key)
+            except OSError as error:
+                if error.errno != errno.ENODEV:
+                    raise
+                self.close()
+            else:
+                self._last = int(rest.partition(b"\n")[0]) - self._base if found else 0
+        return self._last
+
+    def close(self) -> None:
+        """Close the file: before the cgroup may be another's."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
 def mkdir(path: str) -> None:
     """Make cgroup `path`. Raises OSError with a note naming it."""
     try:

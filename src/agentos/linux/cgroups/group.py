@@ -125,6 +125,10 @@ class Cgroup:
         """Processes of this VM that were killed for want of memory."""
         return self._memory.oom_kills() - self._base.get("oom_kills", 0)
 
+    def open_oom_kills(self) -> files.Figure | None:
+        """The same for who looks often, None where they are not counted. The caller closes it, before the release."""
+        return self._memory.open_oom_kills(self._base.get("oom_kills", 0))
+
     def pids_current(self) -> int | None:
         """Processes and threads now; None where they are not counted."""
         return self._pids.current()

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import errno
 
+from agentos.linux.cgroups.files import Figure
+
 
 class Memory:
     """Memory of all processes in the cgroup, page cache and tmpfs pages that they touched first included."""
@@ -37,6 +39,10 @@ class Memory:
     def oom_kills(self) -> int:
         """Processes killed for want of memory, since the cgroup was made."""
         return 0
+
+    def open_oom_kills(self, base: int) -> Figure | None:
+        """The same beyond `base`, for who looks often. The caller closes it."""
+        return None
 
     def alarm(self) -> tuple[int, int] | None:
         """What to wait on for the end of the memory: see Cgroup.alarms."""

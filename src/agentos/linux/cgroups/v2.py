@@ -8,7 +8,7 @@ import select
 import time
 
 from agentos.linux.cgroups import none
-from agentos.linux.cgroups.files import open_changing, read, read_int, read_key, write
+from agentos.linux.cgroups.files import Figure, open_changing, read, read_int, read_key, write
 
 _MIB = 1024 * 1024
 
@@ -67,6 +67,9 @@ class Memory(none.Memory):
 
     def oom_kills(self) -> int:
         return read_key(self.path + "/memory.events", "oom_kill") or 0
+
+    def open_oom_kills(self, base: int) -> Figure | None:
+        return Figure(self.path + "/memory.events", "oom_kill", base)
 
     def alarm(self) -> tuple[int, int] | None:
         return open_changing(self.path + "/memory.events"), select.EPOLLPRI
