@@ -27,7 +27,7 @@ IDLE_SECONDS = 10.0
 WARM_SECONDS = 5.0
 """What a warm-up may take: it runs a program of the VM's image."""
 LAUNCH_SECONDS = 20.0
-"""A spawner that has not started a program by then, or not reported that one was killed, is stuck or lies."""
+"""A spawner that has not said by then that it has started a program, or that one was killed, is stuck or lies."""
 FIRST_NUMBER = 2
 """Of servants, launches and requests; 1 is the spawner that a VM may be made with."""
 WARM_UP = 0
@@ -190,9 +190,8 @@ class Launch:
         self.kills_under_way = 0
         self.released = False
         self._link = link
-        self.since = loop.time()
         self.asked_for = False
-        """Whether its spawner was to say what became of it, because it was not known for too long."""
+        """Whether its spawner was to say what became of it, because nothing was known of it yet."""
 
     def note_started(self, message: Message, fds: list[int]) -> None:
         """The spawner has started it."""
@@ -290,17 +289,15 @@ class Spawner:
         self._port.send(message, fds)
 
     def _look_after(self) -> None:
-        """Once in a while: a launch that is not known to have started was not asked after, or its spawner is stuck."""
+        """Once in a while: a launch of which nothing is known must be known by the next look."""
         self._watchdog = None
         self.read_journal()
-        now = self._link.loop.time()
-        for launch in list(self.launches.values()):
-            if launch.settled.done() or now - launch.since < LAUNCH_SECONDS:
-                continue
-            if launch.asked_for:
-                self.give_up()
-                return
-            launch.asked_for, launch.since = True, now
+        unknown = [launch for launch in self.launches.values() if not launch.settled.done()]
+        if any(launch.asked_for for launch in unknown):
+            self.give_up()
+            return
+        for launch in unknown:
+            launch.asked_for = True
             self.ask_for(launch)
         if self.launches:
             self._watchdog = self._link.loop.call_later(LAUNCH_SECONDS, self._look_after)
