@@ -197,13 +197,16 @@ def capset(effective: int, permitted: int, inheritable: int = 0) -> None:
     _check(_capset(header, data), "capset", hex(permitted))
 
 
-def sched_setattr(pid: int = 0, *, slice_ns: int, least_nice: int = -20, reset_on_fork: bool = False) -> None:
-    """sched_setattr(2) on `pid`, 0 for the caller, which stays at SCHED_OTHER: its time slice.
+def sched_setattr(
+    pid: int = 0, *, slice_ns: int, nice: int | None = None, reset_on_fork: bool = False
+) -> None:
+    """sched_setattr(2) on `pid`, 0 for the caller, which stays at SCHED_OTHER: its time slice, and its nice value.
 
-    Linux before 6.12 takes that and changes nothing. Its nice value stays as well, unless it is below `least_nice`.
+    Linux before 6.12 takes the slice and changes nothing.
     With `reset_on_fork` its children begin with the kernel's slice, and at nice 0 where its own is below.
     """
-    nice = max(os.getpriority(os.PRIO_PROCESS, pid), least_nice)
+    if nice is None:
+        nice = os.getpriority(os.PRIO_PROCESS, pid)
     # struct sched_attr of linux/sched/types.h, in its first version.
     attributes = struct.pack("=IIQiIQQQ", 48, os.SCHED_OTHER, int(reset_on_fork), nice, 0, slice_ns, 0, 0)
     code = _syscall(_long(_SCHED_SETATTR), _long(pid), ctypes.c_char_p(attributes), _long(0))

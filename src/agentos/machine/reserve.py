@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 from typing import Any
 
 from agentos.linux import privileges, syscalls
@@ -68,6 +69,7 @@ class Reserve:
 
     def _become(self, path: str, argv: list[str], environment: dict[str, str], actions: list[Any]) -> None:
         os.setsid()
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         for action in actions:
             if action[0] == os.POSIX_SPAWN_OPEN:
                 _, target, source, flags, mode = action

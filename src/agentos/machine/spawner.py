@@ -52,7 +52,7 @@ def serve(
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     if reserve is not None:
         reserve.take_ids()
-        Spawner(channel, reserve.start, _leave_priority).run()
+        Spawner(channel, reserve.start).run()
         return
     capabilities = privileges.CAP_SYS_ADMIN
     if uid == 0 and confinement.mode != "single":
@@ -63,18 +63,13 @@ def serve(
 
 def _posix_spawn(path: str, argv: list[str], environment: dict[str, str], actions: list[Any]) -> int:
     # Signals by name: otherwise the C library asks for the disposition of each before it sets that.
-    return os.posix_spawn(
+    pid = os.posix_spawn(
         path, argv, environment, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_EVERY_SIGNAL
     )
-
-
-def _leave_priority(pid: int) -> None:
-    """The reserve's programs have one of their own."""
-
-
-def _shorten_slice(pid: int) -> None:
+    nice = max(os.getpriority(os.PRIO_PROCESS, 0), 0)
     with contextlib.suppress(OSError):  # it has ended already
-        syscalls.sched_setattr(pid, slice_ns=SLICE_NS, reset_on_fork=True)
+        syscalls.sched_setattr(pid, slice_ns=SLICE_NS, nice=nice, reset_on_fork=True)
+    return pid
 
 
 def end_of(status: int, usage: Any) -> list[int]:
@@ -89,16 +84,9 @@ Execute = Callable[[str, list[str], dict[str, str], list[Any]], int]
 class Spawner:
     """The loop of a spawner. It waits for the host and for the ends of its children."""
 
-    def __init__(
-        self,
-        channel: BlockingChannel,
-        execute: Execute = _posix_spawn,
-        favour: Callable[[int], None] = _shorten_slice,
-    ) -> None:
+    def __init__(self, channel: BlockingChannel, execute: Execute = _posix_spawn) -> None:
         self.channel = channel
         self.execute = execute
-        self.favour = favour
-        """Told the pid of each program that goes on running."""
         self.env: dict[str, str] = {}
         """Of the latest job: the host does not send it again while it stays the same."""
         self.jobs: dict[int, int] = {}
@@ -192,7 +180,6 @@ class Spawner:
         self.fresh = None
         if quiet:
             self.note(number, pid)
-        self.favour(pid)
         os.chdir("/")
         # Now, since nothing waits for it: the next job may come while these run.
         self.prepare()
@@ -254,12 +241,23 @@ class Spawner:
             self.fresh = None
         if not strangers:
             self.bare = number
-        self.channel.send({"exited": number, "end": end, "strangers": strangers})
+        message: Message = {"exited": number, "end": end, "strangers": strangers}
+        if full := full_disk():
+            message["full"] = full
+        self.channel.send(message)
 
     def has_strangers(self) -> bool:
         """Whether there is a child that no job began: whoever outlived its parent."""
         listed = os.pread(self.children_fd, 65536, 0).split()
         return len(listed) > len(self.jobs) or any(int(pid) not in self.jobs for pid in listed)
+
+
+def full_disk() -> str:
+    """The limit that the VM's files have come to, by the kernel's count; empty where there is room."""
+    counts = os.statvfs("/")
+    if counts.f_bavail == 0:
+        return "disk_bytes"
+    return "disk_files" if counts.f_files and counts.f_favail == 0 else ""
 
 
 def _kill(pid: int, number: int, *, group: bool) -> None:
