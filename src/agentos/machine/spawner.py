@@ -91,8 +91,8 @@ class Spawner:
         """Of the latest job: the host does not send it again while it stays the same."""
         self.jobs: dict[int, int] = {}
         """pid of a program that was started -> number of its job."""
-        self.fresh: tuple[int, int, bool] | None = None
-        """Of the latest program, until it is settled: its pid, the number of its job, and whether that is quiet."""
+        self.fresh = 0
+        """pid of the latest program, until it has ended or is settled."""
         self.watched = False
         self.mark, self.mark_fd = _new_mark()
         self.mark_is_used = False
@@ -111,7 +111,7 @@ class Spawner:
         poll.register(self.channel.fileno(), select.POLLIN)
         poll.register(ends, select.POLLIN)
         while True:
-            ready = poll.poll(None if self.fresh is None else SETTLE_MS)
+            ready = poll.poll(SETTLE_MS if self.fresh else None)
             if not ready:
                 self.settle()
             for fd, _ in ready:
@@ -136,7 +136,6 @@ class Spawner:
                 _kill(pid, int(message["signal"]), group=bool(message["group"]))
         elif "tell" in message:
             # Jobs come in order, so by now that one has been started, or has failed, or was never sent.
-            self.settle()
             self.channel.send({"told": message["tell"]})
         elif self.has_strangers():
             self.watched = True
@@ -161,11 +160,12 @@ class Spawner:
             self.channel.send({"failed": number, "errno": failed.errno, "step": failed.step})
         else:
             self.jobs[pid] = number
-            quiet = bool(job.get("quiet"))
-            if not quiet:
-                started: Message = {"started": number, "pid": pid, "mark": self.mark}
+            started: Message = {"started": number, "pid": pid, "mark": self.mark}
+            if job.get("quiet"):
+                self.note(number, pid)
+            else:
                 self.channel.send(started, [master] if master >= 0 else ())
-            self.fresh = pid, number, quiet
+            self.fresh = pid
             self.marks[number] = self.mark_fd
             self.mark_is_used = True
         finally:
@@ -174,12 +174,9 @@ class Spawner:
 
     def settle(self) -> None:
         """The latest program goes on running: do what would have delayed its start."""
-        if self.fresh is None:
+        if not self.fresh:
             return
-        pid, number, quiet = self.fresh
-        self.fresh = None
-        if quiet:
-            self.note(number, pid)
+        self.fresh = 0
         os.chdir("/")
         # Now, since nothing waits for it: the next job may come while these run.
         self.prepare()
@@ -235,10 +232,8 @@ class Spawner:
 
     def report(self, number: int, pid: int, end: list[int], *, strangers: bool) -> None:
         """Tell the host that a job's program has ended, and whether there is anything that may be of its lineage."""
-        if self.fresh is not None and self.fresh[0] == pid:
-            if strangers and self.fresh[2]:
-                self.note(number, pid)
-            self.fresh = None
+        if pid == self.fresh:
+            self.fresh = 0
         if not strangers:
             self.bare = number
         message: Message = {"exited": number, "end": end, "strangers": strangers}
