@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import re
 from typing import Any
 
@@ -395,6 +397,35 @@ def test_htop(in_vm: Any) -> None:
         await transcript.until(b"98765")
         await shell.write("q")
         await transcript.until(PROMPT)
+
+    in_vm(body)
+
+
+def _terminals() -> int:
+    """The masters that this process has open."""
+    found = 0
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the one of the listing
+            found += os.readlink(f"/proc/self/fd/{fd}").endswith("ptmx")
+    return found
+
+
+def test_an_opening_that_is_cancelled_leaves_no_terminal(in_vm: Any) -> None:
+    """Neither one that has come already nor one that is still to come."""
+
+    async def body(vm: VM) -> None:
+        before = _terminals()
+        for steps in range(40):
+            opening = asyncio.ensure_future(vm.open_shell("cat"))
+            for _ in range(steps % 4):
+                await asyncio.sleep(0)
+            opening.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await (await opening).close()
+        await vm.exec("true")  # what is told later came later: all of them are there
+        async with asyncio.timeout(10):
+            while _terminals() > before:  # noqa: ASYNC110 (a descriptor says nothing when it is closed)
+                await asyncio.sleep(0.01)
 
     in_vm(body)
 

@@ -176,6 +176,7 @@ class Shell:
             await asyncio.shield(launch.settled)
         except BaseException:
             link.kill_soon(launch)
+            launch.settled.add_done_callback(lambda _: _close_master(launch))
             raise
         master, launch.master_fd = launch.master_fd, -1
         if launch.error is not None or master < 0:
@@ -244,3 +245,10 @@ class Shell:
             if self._finished and not self._finished.done():
                 self._finished.set_result(self.status)
             self._vm.shell_ended(self)
+
+
+def _close_master(launch: Launch) -> None:
+    """Of a terminal that nobody waits for any more, when it has come."""
+    master, launch.master_fd = launch.master_fd, -1
+    if master >= 0:
+        os.close(master)
