@@ -91,7 +91,7 @@ EMBEDDED = Module(
         "Host": {"ready", "shut_down", "vms"},
     },
     {
-        "VmBase": "agentos.machine.verbs.base",
+        "VmParts": "agentos.machine.verbs.parts",
         "ExecVerbs": "agentos.machine.verbs.exec",
         "BackgroundVerbs": "agentos.machine.verbs.processes",
         "ShellVerbs": "agentos.machine.verbs.shells",

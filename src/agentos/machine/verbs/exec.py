@@ -10,11 +10,11 @@ from agentos.errors import InvalidRequest, LimitExceeded, SpawnFailed
 from agentos.machine.execution import ExecOptions, Execution
 from agentos.machine.jobs import Program, check_program
 from agentos.machine.plainwords import plain_words
-from agentos.machine.verbs.base import VmBase
+from agentos.machine.verbs.parts import VmParts
 from agentos.model import ExecResult, Limits, check_count, check_data, check_seconds, check_text
 
 
-class ExecVerbs(VmBase):
+class ExecVerbs(VmParts):
     """What runs to its end before the call returns."""
 
     _shell: str

@@ -10,7 +10,7 @@ from agentos.machine.jobs import Program, check_key, check_program, check_signal
 from agentos.machine.output import DEFAULT_PAGE_BYTES, check_page
 from agentos.machine.process import Process
 from agentos.machine.table import process_info, tree_of
-from agentos.machine.verbs.base import VmBase
+from agentos.machine.verbs.parts import VmParts
 from agentos.model import (
     OutputPage,
     ProcessInfo,
@@ -27,7 +27,7 @@ _TABLE_ENTRIES_PER_PROCESS = 4
 """The limit holds for each of the VM's two users; what is more than that cannot be the process table."""
 
 
-class BackgroundVerbs(VmBase):
+class BackgroundVerbs(VmParts):
     """What is started and lives on, and what can be asked of any process."""
 
     on_process: Callable[[Process], None] | None

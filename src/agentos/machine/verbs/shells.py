@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from agentos.machine.jobs import check_program
 from agentos.machine.output import DEFAULT_PAGE_BYTES, check_page
 from agentos.machine.shell import Shell
-from agentos.machine.verbs.base import VmBase
+from agentos.machine.verbs.parts import VmParts
 from agentos.model import OutputPage, ShellInfo, TermSize, check_data, check_seconds, check_text
 from agentos.nested import TerminalVerbs
 
 
-class ShellVerbs(VmBase):
+class ShellVerbs(VmParts):
     """Shells, opened, used and closed."""
 
     _shell: str

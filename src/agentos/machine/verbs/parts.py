@@ -1,4 +1,4 @@
-"""What every family of verbs stands on."""
+"""The parts of a VM that every family of verbs uses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agentos.machine.starts import Starts
 from agentos.model import VmSpec
 
 
-class VmBase:
+class VmParts:
     """A VM as its verbs see it. `VM` makes the parts; the verbs use them."""
 
     spec: VmSpec
