@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from agentos.actions import ACTIONS
-from agentos.client import aio
+from agentos.client import aio, calls
 from agentos.client import sync as blocking
 from agentos.client.transport import proxy_for
 from agentos.errors import ConnectionLost, InvalidRequest
@@ -168,3 +168,28 @@ def test_a_proxy_of_a_kind_that_is_not_spoken(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("all_proxy", "socks5://p:1080")
     with pytest.raises(InvalidRequest, match="socks5"):
         proxy_for("http://vms.example")
+
+
+class CutOff:
+    """A way to a server on which connections break before the answers of all but small pages are through."""
+
+    reached = True
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    async def call(self, name: str, args: tuple[Any, ...], wait: float | None) -> Any:
+        page = args[1]["maxBytes"]
+        self.asked.append(page)
+        if page > 100_000:
+            raise ConnectionLost("cut off")
+        return {"events": [], "cursor": 0, "truncated": False, "skipped": 0, "exited": True}
+
+
+def test_a_page_that_is_cut_off_is_asked_for_in_smaller_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large one might never come through."""
+    monkeypatch.setattr(calls, "_DELAYS", (0.0,) * 6)
+    way = CutOff()
+    page = asyncio.run(calls.ask(way, "read_process_output", pid=1, cursor=0, max_bytes=2**20, wait=0.0))
+    assert page.exited
+    assert way.asked == [2**20, 2**19, 2**18, 2**17, 2**16]

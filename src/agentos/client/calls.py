@@ -24,6 +24,9 @@ _READS: Final = frozenset((
     "readdir_recursive", "exists",
 ))  # fmt: skip
 """Methods that change nothing. What may have run once is never asked for a second time by itself."""
+_PAGES: Final = frozenset(("read_process_output", "read_shell"))
+_LEAST_PAGE_BYTES: Final = 64 * 1024
+"""Where connections are cut again and again, a smaller page comes through sooner: each further try asks for half."""
 _GOING_AWAY: Final = f"{COME_BACK.group}.{COME_BACK.code}"
 """The server refused before it did anything."""
 
@@ -48,12 +51,7 @@ async def ask(caller: Caller, method: str, /, *, patience: float | None = None, 
     `patience`: seconds that the server may take before the connection counts as dead; None where nobody knows.
     """
     action = BY_METHOD[method]
-    try:
-        args = tuple(action.write_arguments(values))
-    except (TypeError, ValueError) as error:
-        if isinstance(error, InvalidRequest):
-            raise
-        raise InvalidRequest(f"{method}: {error}", argument=method) from None
+    args = _arguments(method, values)
     wait = values.get("wait", patience)
     harmless = method in _READS or "idempotency_key" in values
     for delay in _DELAYS:
@@ -62,8 +60,20 @@ async def ask(caller: Caller, method: str, /, *, patience: float | None = None, 
         except ConnectionLost:
             if not harmless or not caller.reached:
                 raise
+            if method in _PAGES and values.get("max_bytes", 0) > _LEAST_PAGE_BYTES:
+                values["max_bytes"] = max(values["max_bytes"] // 2, _LEAST_PAGE_BYTES)
+                args = _arguments(method, values)
         except AgentOSError as error:
             if error.code != _GOING_AWAY:
                 raise
         await asyncio.sleep(delay)
     return action.result.read(await caller.call(action.name, args, wait))
+
+
+def _arguments(method: str, values: dict[str, Any]) -> tuple[Any, ...]:
+    try:
+        return tuple(BY_METHOD[method].write_arguments(values))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InvalidRequest):
+            raise
+        raise InvalidRequest(f"{method}: {error}", argument=method) from None
