@@ -176,8 +176,8 @@ DEFENCES: dict[str, tuple[Edit, ...]] = {
     "environment of its own": (
         (
             "machine/jobs.py",
-            "environment = dict(_BASE_ENV[user])",
-            "environment = {**__import__('os').environ, **_BASE_ENV[user]}",
+            '    return {\n        "PATH":',
+            '    return {\n        **__import__("os").environ, "PATH":',
         ),
     ),
     "public /etc only": (
