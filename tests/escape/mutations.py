@@ -176,8 +176,8 @@ DEFENCES: dict[str, tuple[Edit, ...]] = {
     "environment of its own": (
         (
             "machine/jobs.py",
-            '    return {\n        "PATH":',
-            '    return {\n        **__import__("os").environ, "PATH":',
+            "environment, size = _BASE_ENV[who], _BASE_BYTES[who]",
+            "environment, size = {**__import__('os').environ, **_BASE_ENV[who]}, 0",
         ),
     ),
     "public /etc only": (
