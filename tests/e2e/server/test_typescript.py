@@ -53,7 +53,7 @@ def activated(listener: socket.socket, data_dir: Path) -> Iterator[subprocess.Po
         assert server.wait(30) == 0
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("encoding", ["json", "bare"])
 def test_a_server_that_restarts(js: Path, tmp_path: Path, encoding: str) -> None:
     """The client's connection comes back, what it listens to goes on, and no call of it fails."""
@@ -71,7 +71,7 @@ def test_a_server_that_restarts(js: Path, tmp_path: Path, encoding: str) -> None
                     client.stdin.write("ending\n")
                     client.stdin.flush()
                 with activated(listener, tmp_path / "data"):
-                    said, failed = client.communicate(timeout=60)
+                    said, failed = client.communicate(timeout=120)
             finally:
                 client.kill()
             assert client.returncode == 0, failed
