@@ -48,6 +48,10 @@ def run() -> Run:
     return run_main
 
 
+LISTENING_SECONDS = 0.1
+"""By then a VM has opened all that it waits on for the kernel's word, which it does a moment after its start."""
+
+
 @pytest.fixture
 def in_vm(run: Run) -> Run:
     """`in_vm(body, **options)`: runs `body(vm)` with a VM made of `options`, which is closed afterwards.
@@ -65,6 +69,7 @@ def in_vm(run: Run) -> Run:
         async def main() -> Any:
             if alone:
                 async with Host() as host, VM(host=host, **options) as vm:
+                    await asyncio.sleep(LISTENING_SECONDS)
                     return await body(vm)
             async with VM(**options) as vm:
                 return await body(vm)
