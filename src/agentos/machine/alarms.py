@@ -189,7 +189,7 @@ class Alarms:
 
     def _look(self, name: str) -> None:
         assert self._cgroup is not None
-        self._seen[name] = self._cgroup.oom_kills() if name == "memory" else self._cgroup.pids_limit_hits()
+        self._seen[name] = self.oom_kills() if name == "memory" else self._cgroup.pids_limit_hits()
 
 
 class _Poller:

@@ -63,7 +63,7 @@ def whole(value: object, most: int, *, least: int = 0) -> int:
 
 
 def exit_of(message: Message) -> ExitEvent:
-    """The end of a leader, as `channel.ended` has it."""
+    """The end of a leader, as `spawner.end_of` has it."""
     status, cpu_us, max_rss_kib = message["end"]
     whole(status, 0xFFFF)
     whole(cpu_us, 2**63 - 1)

@@ -1,10 +1,11 @@
 """A spawner: a confined child of init that starts programs for one user of the VM, reaps and reports them.
 
 It runs as that user with nothing of the user's code in it, and starts programs with posix_spawn(3), which
-copies no memory. The one capability that it keeps lets it unshare a cgroup namespace before each program:
-that changes nothing a program can see, but is inherited by all its descendants and can not be left without
-that capability, which execve(2) takes away. So the namespace's inode number marks a lineage, through setsid
-and double forks. What outlives its parent becomes the spawner's child (PR_SET_CHILD_SUBREAPER), not init's.
+copies no memory. The one capability that it keeps lets it unshare a cgroup namespace before a program: that
+changes nothing a program can see, but is inherited by all its descendants and can not be left without that
+capability, which execve(2) takes away. So the namespace's inode number marks a lineage, through setsid and
+double forks; it serves again when nothing is left that carries it. What outlives its
+parent becomes the spawner's child (PR_SET_CHILD_SUBREAPER), not init's.
 
 The guest's processes have the same user id and may kill or stop a spawner. The host then starts another, and
 init inherits and reports what had been running.
