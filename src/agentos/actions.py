@@ -11,8 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from agentos import conversions as kinds
-from agentos.conversions import Kind, Result, given
+from agentos import arguments as kinds
+from agentos import conversions as results
+from agentos.arguments import Kind, given
+from agentos.conversions import Result, camel
 from agentos.errors import ActionNotFound, InvalidRequest
 
 Target = Literal["vm", "files", "actor"]
@@ -31,7 +33,7 @@ class Param:
     @property
     def wire(self) -> str:
         """On the wire."""
-        return kinds.camel(self.name)
+        return camel(self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ class Action:
             if param.required:
                 raise InvalidRequest.argument(param.name, None, param.kind.wanted)
             return None
-        return param.kind.write(value)
+        return param.kind.write(param.name, value)
 
 
 def _need(name: str, kind: Kind) -> Param:
@@ -183,37 +185,37 @@ _DATA = _need("data", kinds.DATA)
 _PARENTS = Param("make_parents", kinds.FLAG)
 
 ACTIONS: Final[tuple[Action, ...]] = (
-    _action("exec", "process.exec", "exec", [_COMMAND], _EXEC, kinds.EXEC_RESULT),
-    _action("execFile", "process.execFile", "exec_file", [_COMMAND, _ARGS], _EXEC, kinds.EXEC_RESULT),
-    _action("spawn", "process.spawn", "spawn", [_COMMAND, _ARGS], _SPAWN, kinds.PID),
+    _action("exec", "process.exec", "exec", [_COMMAND], _EXEC, results.EXEC_RESULT),
+    _action("execFile", "process.execFile", "exec_file", [_COMMAND, _ARGS], _EXEC, results.EXEC_RESULT),
+    _action("spawn", "process.spawn", "spawn", [_COMMAND, _ARGS], _SPAWN, results.PID),
     _action(
         "writeProcessStdin",
         "process.writeStdin",
         "write_process_stdin",
         [_PID, _DATA],
         [_ONCE, BOOT],
-        kinds.NONE,
+        results.NONE,
     ),
-    _action("closeProcessStdin", "process.closeStdin", "close_process_stdin", [_PID], _SAME, kinds.NONE),
-    _action("waitProcess", "process.wait", "wait_process", [_PID], [_TIMEOUT, BOOT], kinds.INTEGER),
-    _action("listProcesses", "process.list", "list_processes", (), (), kinds.SPAWNED_LIST),
-    _action("getProcess", "process.get", "get_process", [_PID], _SAME, kinds.SPAWNED),
+    _action("closeProcessStdin", "process.closeStdin", "close_process_stdin", [_PID], _SAME, results.NONE),
+    _action("waitProcess", "process.wait", "wait_process", [_PID], [_TIMEOUT, BOOT], results.INTEGER),
+    _action("listProcesses", "process.list", "list_processes", (), (), results.SPAWNED_LIST),
+    _action("getProcess", "process.get", "get_process", [_PID], _SAME, results.SPAWNED),
     _action(
         "stopProcess",
         "process.stop",
         "stop_process",
         [_PID],
         [Param("kill_after", kinds.MILLISECONDS), BOOT],
-        kinds.NONE,
+        results.NONE,
     ),
-    _action("killProcess", "process.kill", "kill_process", [_PID], _SAME, kinds.NONE),
+    _action("killProcess", "process.kill", "kill_process", [_PID], _SAME, results.NONE),
     _action(
         "signalProcess",
         "process.signal",
         "signal_process",
         [_PID, _need("signal", kinds.SIGNAL)],
         _SAME,
-        kinds.NONE,
+        results.NONE,
     ),
     _action(
         "readProcessOutput",
@@ -221,58 +223,58 @@ ACTIONS: Final[tuple[Action, ...]] = (
         "read_process_output",
         [_PID],
         [*_PAGE, Param("since", kinds.MOMENT)],
-        kinds.PAGE,
+        results.PAGE,
     ),
-    _action("allProcesses", "process.all", "all_processes", (), (), kinds.PROCESS_LIST),
-    _action("processTree", "process.tree", "process_tree", (), (), kinds.FOREST),
-    _action("openShell", "terminal.open", "open_shell", (), _TERMINAL, kinds.SHELL_ID),
-    _action("writeShell", "terminal.write", "write_shell", [_SHELL, _DATA], _SAME, kinds.NONE),
-    _action("resizeShell", "terminal.resize", "resize_shell", [_SHELL, *_SIZE], _SAME, kinds.NONE),
-    _action("closeShell", "terminal.close", "close_shell", [_SHELL], _SAME, kinds.NONE),
-    _action("waitShell", "terminal.wait", "wait_shell", [_SHELL], [_TIMEOUT, BOOT], kinds.INTEGER),
-    _action("listShells", "terminal.list", "list_shells", (), (), kinds.SHELL_LIST),
-    _action("readShell", "terminal.read", "read_shell", [_SHELL], _PAGE, kinds.PAGE),
+    _action("allProcesses", "process.all", "all_processes", (), (), results.PROCESS_LIST),
+    _action("processTree", "process.tree", "process_tree", (), (), results.FOREST),
+    _action("openShell", "terminal.open", "open_shell", (), _TERMINAL, results.SHELL_ID),
+    _action("writeShell", "terminal.write", "write_shell", [_SHELL, _DATA], _SAME, results.NONE),
+    _action("resizeShell", "terminal.resize", "resize_shell", [_SHELL, *_SIZE], _SAME, results.NONE),
+    _action("closeShell", "terminal.close", "close_shell", [_SHELL], _SAME, results.NONE),
+    _action("waitShell", "terminal.wait", "wait_shell", [_SHELL], [_TIMEOUT, BOOT], results.INTEGER),
+    _action("listShells", "terminal.list", "list_shells", (), (), results.SHELL_LIST),
+    _action("readShell", "terminal.read", "read_shell", [_SHELL], _PAGE, results.PAGE),
     _file(
         "readFile",
         "read_file",
         [_PATH],
         [Param("offset", kinds.COUNT), Param("length", kinds.COUNT)],
-        kinds.BYTES,
+        results.BYTES,
     ),
     _file(
         "writeFile",
         "write_file",
         [_PATH, _DATA],
         [_MODE, Param("append", kinds.FLAG), _PARENTS],
-        kinds.NONE,
+        results.NONE,
     ),
-    _file("readFiles", "read_files", [_need("paths", kinds.PATHS)], (), kinds.CONTENTS),
-    _file("writeFiles", "write_files", [_need("files", kinds.FILES)], (), kinds.WRITTEN),
-    _file("stat", "stat", [_PATH], (), kinds.STAT),
+    _file("readFiles", "read_files", [_need("paths", kinds.PATHS)], (), results.CONTENTS),
+    _file("writeFiles", "write_files", [_need("files", kinds.FILES)], (), results.WRITTEN),
+    _file("stat", "stat", [_PATH], (), results.STAT),
     _file(
         "mkdir",
         "mkdir",
         [_PATH],
         [Param("parents", kinds.FLAG, aliases=("recursive",)), _MODE],
-        kinds.NONE,
+        results.NONE,
     ),
-    _file("readdir", "readdir", [_PATH], _MOST, kinds.NAMES),
-    _file("readdirEntries", "readdir_entries", [_PATH], _MOST, kinds.ENTRIES),
-    _file("readdirRecursive", "readdir_recursive", [_PATH], _MOST, kinds.ENTRIES),
-    _file("exists", "exists", [_PATH], (), kinds.BOOLEAN),
+    _file("readdir", "readdir", [_PATH], _MOST, results.NAMES),
+    _file("readdirEntries", "readdir_entries", [_PATH], _MOST, results.ENTRIES),
+    _file("readdirRecursive", "readdir_recursive", [_PATH], _MOST, results.ENTRIES),
+    _file("exists", "exists", [_PATH], (), results.BOOLEAN),
     _file(
         "move",
         "move",
         [_need("source", kinds.PATH), _need("target", kinds.PATH)],
         [Param("overwrite", kinds.FLAG)],
-        kinds.NONE,
+        results.NONE,
     ),
     _file(
         "deleteFile",
         "delete_file",
         [_PATH],
         [Param("recursive", kinds.FLAG), Param("missing_ok", kinds.FLAG)],
-        kinds.NONE,
+        results.NONE,
     ),
     _action(
         "vmFetch",
@@ -280,7 +282,7 @@ ACTIONS: Final[tuple[Action, ...]] = (
         "fetch",
         [_need("port", kinds.COUNT), _need("url", kinds.TEXT)],
         [Param("method", kinds.TEXT), Param("headers", kinds.HEADERS), Param("body", kinds.DATA)],
-        kinds.FETCHED,
+        results.FETCHED,
         "actor",
     ),
     _action(
@@ -289,10 +291,10 @@ ACTIONS: Final[tuple[Action, ...]] = (
         "create_preview",
         [_need("port", kinds.COUNT)],
         [Param("expires_in", kinds.MILLISECONDS), Param("path", kinds.TEXT)],
-        kinds.PREVIEW,
+        results.PREVIEW,
         "actor",
     ),
-    _action("destroy", None, "destroy", (), (), kinds.NONE, "actor"),
+    _action("destroy", None, "destroy", (), (), results.NONE, "actor"),
 )
 """Every action."""
 

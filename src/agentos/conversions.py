@@ -1,19 +1,17 @@
-"""How arguments and results of actions look on the wire, and back: one object for each type, both ways.
+"""How results of actions look on the wire, and back: one object for each type, both ways.
 
-What `read` gets was decoded from a client's message and may be anything: it answers a value that the VM's
-method takes, or raises InvalidRequest. The results' `read` is for the client, which trusts its server.
+`read` is for the client, which trusts its server.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
-from agentos.errors import AgentOSError, InvalidRequest, error_from_code
+from agentos.errors import AgentOSError, error_from_code
 from agentos.model import (
     DirEntry,
     ExecResult,
@@ -28,11 +26,7 @@ from agentos.model import (
     ShellInfo,
     SpawnedProcess,
     Usage,
-    check_count,
-    check_env,
-    check_text,
 )
-from agentos.wire.values import UNDEFINED
 
 DEEPEST_TREE: Final = 100
 """Levels of a process tree on the wire; what is below hangs, flat, from the last one."""
@@ -46,11 +40,6 @@ def camel(name: str) -> str:
     """A snake_case name in camelCase."""
     first, *rest = name.split("_")
     return first + "".join(word.title() for word in rest)
-
-
-def given(value: Any) -> bool:
-    """Whether an argument was given: null and undefined both say that it was not."""
-    return value is not None and value is not UNDEFINED
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,150 +59,6 @@ class Preview:
     url: str
     token: str
     expires_at: float
-
-
-# -- arguments
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A type of argument. `read` takes the wire's name, for its error, and the wire's value."""
-
-    python: str
-    """The annotation in Python."""
-    wanted: str
-    """What an error says was wanted."""
-    read: Callable[[str, Any], Any]
-    write: Callable[[Any], Any] = lambda value: value
-
-
-def _read_count(name: str, value: Any, least: int = 0, most: int = 2**53 - 1) -> int:
-    return check_count(name, value, least=least, most=most)
-
-
-def _read_flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise InvalidRequest.argument(name, value, "true or false")
-    return value
-
-
-def _read_milliseconds(name: str, value: Any) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not 0 <= value < 1e12:
-        raise InvalidRequest.argument(name, value, "milliseconds, 0 or more")
-    return float(value / 1000)
-
-
-def _read_moment(name: str, value: Any) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not 0 <= value < 1e15:
-        raise InvalidRequest.argument(name, value, "milliseconds since the epoch")
-    return float(value / 1000)
-
-
-def _read_texts(name: str, value: Any) -> list[str]:
-    if not isinstance(value, list):
-        raise InvalidRequest.argument(name, value, "a list of text")
-    return [check_text(f"{name}[{index}]", one) for index, one in enumerate(value)]
-
-
-def _write_texts(value: Any) -> Any:
-    # What is wrong goes as it is: the answer names the argument and what it should be.
-    return (
-        list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) else value
-    )
-
-
-def _write_env(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else value
-
-
-def _read_data(name: str, value: Any) -> str | bytes:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value)
-    if isinstance(value, dict) and value.get("type") == "Buffer":
-        # What Node's JSON makes of a Buffer.
-        try:
-            return bytes(value["data"])
-        except (KeyError, TypeError, ValueError):
-            pass
-    raise InvalidRequest.argument(name, value, "text or bytes")
-
-
-def _write_data(value: Any) -> Any:
-    return bytes(value) if isinstance(value, bytearray | memoryview) else value
-
-
-def _read_signal(name: str, value: Any) -> str | int:
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise InvalidRequest.argument(name, value, "a signal's name, such as SIGINT, or its number")
-    return value
-
-
-def _read_files(name: str, value: Any) -> list[tuple[str, str | bytes]]:
-    if isinstance(value, dict):
-        return [(check_text("path", path), _read_data(str(path), data)) for path, data in value.items()]
-    if not isinstance(value, list):
-        raise InvalidRequest.argument(name, value, "a list of {path, content}")
-    pairs = []
-    for index, one in enumerate(value):
-        where = f"{name}[{index}]"
-        if not isinstance(one, dict) or set(one) - {"path", "content"} or "path" not in one:
-            raise InvalidRequest.argument(where, one, "{path, content}")
-        path = check_text(f"{where}.path", one["path"])
-        pairs.append((path, _read_data(f"{where}.content", one.get("content"))))
-    return pairs
-
-
-def _write_files(value: Any) -> list[dict[str, Any]]:
-    pairs: Iterable[tuple[str, Any]] = value.items() if isinstance(value, Mapping) else value
-    return [{"path": path, "content": _write_data(data)} for path, data in pairs]
-
-
-def choice(*names: str) -> Kind:
-    """One of a few words."""
-    wanted = " or ".join(names)
-
-    def read(name: str, value: Any) -> str:
-        if value not in names:
-            raise InvalidRequest.argument(name, value, wanted)
-        return str(value)
-
-    return Kind("str", wanted, read)
-
-
-def _counted(wanted: str, least: int = 0, most: int = 2**53 - 1) -> Kind:
-    return Kind("int", wanted, lambda name, value: _read_count(name, value, least, most))
-
-
-TEXT: Final = Kind("str", "text", check_text)
-PATH: Final = Kind("str", "a path", lambda name, value: check_text(name, value, empty=False))
-TEXTS: Final = Kind("Sequence[str]", "a list of text", _read_texts, _write_texts)
-PATHS: Final = Kind("Iterable[str]", "a list of paths", _read_texts, _write_texts)
-DATA: Final = Kind("str | bytes", "text or bytes", _read_data, _write_data)
-ENV: Final = Kind(
-    "Mapping[str, str]", "an object of text", lambda name, value: check_env(value, name), _write_env
-)
-HEADERS: Final = ENV
-COUNT: Final = _counted("a whole number, 0 or more")
-POSITIVE: Final = _counted("a whole number above 0", 1)
-CELLS: Final = _counted("a whole number from 1 to 4096", 1, 4096)
-MODE: Final = _counted("permission bits, 0 to 0o7777", 0, 0o7777)
-FLAG: Final = Kind("bool", "true or false", _read_flag)
-MILLISECONDS: Final = Kind("float", "milliseconds, 0 or more", _read_milliseconds, lambda value: value * 1000)
-MOMENT: Final = Kind("float", "milliseconds since the epoch", _read_moment, lambda value: value * 1000)
-SIGNAL: Final = Kind("str | int", "a signal's name or number", _read_signal)
-FILES: Final = Kind(
-    "Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]]",
-    "a list of {path, content}",
-    _read_files,
-    _write_files,
-)
-
-
-# -- results
 
 
 @dataclass(frozen=True, slots=True)

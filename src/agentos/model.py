@@ -239,6 +239,13 @@ def check_count(name: str, value: object, *, least: int = 0, most: int = 2**63 -
     return value
 
 
+def check_flag(name: str, value: object) -> bool:
+    """`value` as a bool, and nothing that only counts as one. Raises InvalidRequest naming argument `name`."""
+    if not isinstance(value, bool):
+        raise InvalidRequest.argument(name, value, "True or False")
+    return value
+
+
 def check_seconds(name: str, value: object) -> float | None:
     """`value` as a time limit in seconds, None for none. Raises InvalidRequest naming argument `name`."""
     if value is None:

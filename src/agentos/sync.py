@@ -11,7 +11,7 @@ from typing import Any
 
 from agentos.background import Twin, blocking, iterate, run, run_feeding
 from agentos.host import Host as AsyncHost
-from agentos.machine.files import CHUNK_BYTES
+from agentos.machine.filechunks import CHUNK_BYTES
 from agentos.machine.files import Files as AsyncFiles
 from agentos.machine.filevalues import Data
 from agentos.machine.output import DEFAULT_PAGE_BYTES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from typing import Any, Final, Protocol
 
 from agentos.actions import BY_METHOD
@@ -68,6 +69,11 @@ async def ask(caller: Caller, method: str, /, *, patience: float | None = None, 
                 raise
         await asyncio.sleep(delay)
     return action.result.read(await caller.call(action.name, args, wait))
+
+
+def key_or_new(key: str | None) -> str:
+    """`key`, which the server looks at, or a new one where none is given."""
+    return uuid.uuid4().hex if key is None else key
 
 
 def _arguments(method: str, values: dict[str, Any]) -> tuple[Any, ...]:

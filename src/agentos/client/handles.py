@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from agentos.client.calls import PAGE_BYTES, POLL_SECONDS, STREAM_BYTES
+from agentos.client.calls import PAGE_BYTES, POLL_SECONDS, STREAM_BYTES, key_or_new
 from agentos.model import ExitStatus, OutputChunk, OutputPage, ShellInfo, SpawnedProcess, check_count
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ class RemoteProcess:
         accepted. Asked again when the connection breaks, with a key of its own where none is given, so that the
         bytes are written once.
         """
-        key = idempotency_key or uuid.uuid4().hex
+        key = key_or_new(idempotency_key)
         await self._vm._ask("write_process_stdin", **self._same, data=data, idempotency_key=key)
 
     async def close_stdin(self) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agentos.client.calls import PAGE_BYTES, POLL_SECONDS, Caller, ask
+from agentos.client.calls import PAGE_BYTES, POLL_SECONDS, Caller, ask, key_or_new
 from agentos.client.files import RemoteFiles
 from agentos.client.handles import RemoteProcess, RemoteShell
 from agentos.conversions import FetchResponse, Preview
@@ -144,7 +143,7 @@ class Verbs:
             env=env,
             user=user,
             timeout=timeout,
-            idempotency_key=idempotency_key or uuid.uuid4().hex,
+            idempotency_key=key_or_new(idempotency_key),
             lossless=lossless,
         )
         return RemoteProcess(self, pid, boot_id)
@@ -153,7 +152,7 @@ class Verbs:
         self, pid: int, data: str | bytes, *, idempotency_key: str | None = None
     ) -> None:
         """Write to a process's stdin: see RemoteProcess.write_stdin."""
-        key = idempotency_key or uuid.uuid4().hex
+        key = key_or_new(idempotency_key)
         await self._ask("write_process_stdin", pid=pid, data=data, idempotency_key=key)
 
     async def close_process_stdin(self, pid: int) -> None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
-from contextlib import aclosing, suppress
 from errno import ENOSPC
 from io import BytesIO
 from typing import Any, TypeVar
 
-from agentos.errors import AgentOSError, FileError, InvalidRequest, LimitExceeded, file_error
-from agentos.machine.fileserver import ABORT, DATA, END, REPLY
+from agentos.errors import FileError, InvalidRequest, LimitExceeded, file_error
+from agentos.machine.filechunks import CHUNK_BYTES, write_chunks
+from agentos.machine.fileserver import DATA, END, REPLY
 from agentos.machine.filevalues import (
     PATH_BYTES,
     Data,
@@ -33,12 +33,19 @@ from agentos.machine.filevalues import (
     shown,
     understand,
 )
-from agentos.machine.filewire import NONSENSE, Worker, frame, request_frame
+from agentos.machine.filewire import frame, request_frame
 from agentos.machine.fileworkers import OpenWorker, Workers
-from agentos.model import DirEntry, FileContent, FileStat, FileWritten, Limits, check_count, check_text
+from agentos.model import (
+    DirEntry,
+    FileContent,
+    FileStat,
+    FileWritten,
+    Limits,
+    check_count,
+    check_flag,
+    check_text,
+)
 
-CHUNK_BYTES = 256 * 1024
-"""Bytes that travel at once, and of one chunk of read_file_stream unless told otherwise."""
 MAX_CHUNK_BYTES = 1024 * 1024
 MAX_ENTRIES = 10_000_000
 """The greatest max_entries."""
@@ -133,7 +140,7 @@ class Files:
                 reply = await worker.answer(take_page=nothing)
                 understand(worker, reply, request["path"], nothing)
             else:
-                await _write_chunks(worker, request, [content])
+                await write_chunks(worker, request, [content])
 
     async def write_file_stream(
         self,
@@ -153,7 +160,7 @@ class Files:
             raise InvalidRequest.argument("chunks", chunks, "an iterable of bytes, async or not")
         request = self._write_request(path, mode, append, make_parents)
         async with self._workers.take(stream=True) as worker:
-            return await _write_chunks(worker, request, chunks)
+            return await write_chunks(worker, request, chunks)
 
     async def read_files(self, paths: Iterable[str]) -> list[FileContent]:
         """The content or the error of each path, in order: one bad path does not spoil the others.
@@ -204,7 +211,8 @@ class Files:
     async def mkdir(self, path: str, *, parents: bool = True, mode: int = 0o755) -> None:
         """Make a directory. With `parents` as mkdir -p: those above it too, and one that exists is fine."""
         check_count("mode", mode, most=0o7777)
-        request = {"op": "mkdir", "path": self._path("path", path), "parents": bool(parents), "mode": mode}
+        above = check_flag("parents", parents)
+        request = {"op": "mkdir", "path": self._path("path", path), "parents": above, "mode": mode}
         self._check_room(path)
         await self._call(request, nothing)
 
@@ -232,8 +240,13 @@ class Files:
         From one mount of the VM to another what is moved is copied, with modes and times, then deleted; the
         target appears as a whole.
         """
-        request = {"op": "move", "path": self._path("source", source), "target": self._path("target", target)}
-        await self._call({**request, "overwrite": bool(overwrite)}, nothing, take_page=nothing)
+        request: dict[str, Any] = {
+            "op": "move",
+            "path": self._path("source", source),
+            "target": self._path("target", target),
+        }
+        request["overwrite"] = check_flag("overwrite", overwrite)
+        await self._call(request, nothing, take_page=nothing)
 
     async def delete_file(self, path: str, *, recursive: bool = False, missing_ok: bool = False) -> None:
         """Delete a file, symlink, fifo or socket; a directory and all in it only with `recursive`.
@@ -241,8 +254,13 @@ class Files:
         IsDirectory without it. Never goes through a symlink. Stops at the first thing that can not be
         deleted, which the error names.
         """
-        request = {"op": "delete", "path": self._path("path", path), "recursive": bool(recursive)}
-        await self._call({**request, "missing_ok": bool(missing_ok)}, nothing, take_page=nothing)
+        request = {
+            "op": "delete",
+            "path": self._path("path", path),
+            "recursive": check_flag("recursive", recursive),
+            "missing_ok": check_flag("missing_ok", missing_ok),
+        }
+        await self._call(request, nothing, take_page=nothing)
 
     def _path(self, name: str, path: object) -> str:
         path = check_text(name, path, empty=False)
@@ -278,6 +296,7 @@ class Files:
         }
 
     async def _read(self, path: str, offset: int, length: int | None, most: int) -> bytes:
+        request = self._read_request(path, offset, length, most, CHUNK_BYTES)
         content = BytesIO()  # hands out what it holds without another copy
         bound = most if length is None else min(most, length)
 
@@ -294,7 +313,7 @@ class Files:
                 )
             return content.getvalue()
 
-        return await self._call(self._read_request(path, offset, length, most, CHUNK_BYTES), finish, take)
+        return await self._call(request, finish, take)
 
     def _check_room(self, path: str) -> None:
         if self.full():
@@ -303,9 +322,11 @@ class Files:
     def _write_request(self, path: str, mode: int | None, append: bool, parents: bool) -> dict[str, Any]:
         if mode is not None:
             check_count("mode", mode, most=0o7777)
+        check_flag("append", append)
+        check_flag("make_parents", parents)
         path = self._path("path", path)
         self._check_room(path)
-        return {"op": "write", "path": path, "mode": mode, "append": bool(append), "parents": bool(parents)}
+        return {"op": "write", "path": path, "mode": mode, "append": append, "parents": parents}
 
     async def _entries(self, path: str, most: int, *, deep: bool) -> list[DirEntry]:
         entries: list[DirEntry] = []
@@ -353,47 +374,3 @@ class Files:
 
         request = {"op": "list", "path": path, "names": names, "deep": deep, "most": most}
         await self._call(request, finish, take_page=take_page)
-
-
-async def _write_chunks(
-    worker: Worker, request: dict[str, Any], chunks: AsyncIterable[bytes] | Iterable[bytes]
-) -> int:
-    await worker.request(request_frame(request))
-    written = 0
-    try:
-        async with aclosing(_each(chunks)) as each:
-            async for chunk in each:
-                await _send_chunk(worker, request, memoryview(chunk))
-                written += len(chunk)
-    except Exception:
-        if not worker.at_rest:
-            with suppress(AgentOSError):
-                await _abort(worker, request)
-        raise
-    await worker.send_mark(END)
-    reply = await worker.answer(take_page=nothing)
-    return understand(worker, reply, request["path"], lambda _: written)
-
-
-async def _send_chunk(worker: Worker, request: dict[str, Any], chunk: memoryview) -> None:
-    for start in range(0, len(chunk), CHUNK_BYTES):
-        # It says nothing before the end, unless it failed: then the rest need not be sent.
-        if worker.has_spoken():
-            await _abort(worker, request)
-            raise worker.broken(NONSENSE)
-        await worker.send_data(chunk[start : start + CHUNK_BYTES])
-
-
-async def _each(chunks: AsyncIterable[bytes] | Iterable[bytes]) -> AsyncGenerator[bytes, None]:
-    if isinstance(chunks, AsyncIterable):
-        async for chunk in chunks:
-            yield as_bytes("chunks", chunk, text=False)
-    else:
-        for chunk in chunks:
-            yield as_bytes("chunks", chunk, text=False)
-
-
-async def _abort(worker: Worker, request: dict[str, Any]) -> None:
-    """Have the worker forget the write, and raise what it failed of, if it did."""
-    await worker.send_mark(ABORT)
-    understand(worker, await worker.answer(take_page=nothing), request["path"], nothing)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from bisect import bisect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from errno import ENXIO
 from itertools import islice
 from typing import Any, TypeVar
@@ -55,7 +55,7 @@ def nothing(_: object) -> None:
 
 def at_most(name: str, items: Iterable[T]) -> list[T]:
     """The items of argument `name`, a bounded number."""
-    if isinstance(items, str | bytes) or not isinstance(items, Iterable):
+    if isinstance(items, Data | Mapping) or not isinstance(items, Iterable):
         raise InvalidRequest.argument(name, items, "a list")
     found = list(islice(items, FILES_PER_CALL + 1))
     if len(found) > FILES_PER_CALL:

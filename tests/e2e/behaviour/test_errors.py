@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from surfaces import Surface, fails
+from surfaces import Python, Surface, fails
 
 
 def test_unknown_pids_and_shells(on: Any) -> None:
@@ -75,6 +76,58 @@ def test_wrong_arguments_are_named(on: Any) -> None:
         assert (await vm.exec("echo fine; ls")).stdout == "fine\n"
 
     on(body)
+
+
+def test_nothing_passes_for_what_it_only_resembles(on: Any) -> None:
+    """True is no second, 1 is no True, an empty key is a key; every surface says so, and does nothing."""
+
+    async def body(vm: Surface) -> None:
+        process = await vm.spawn("cat")
+        await vm.write_file("kept/file", "as it was")
+        for named, attempt in (
+            ("lossless", lambda: vm.spawn("touch", ["x"], lossless=1)),
+            ("idempotency_?key", lambda: vm.spawn("touch", ["x"], idempotency_key="")),
+            ("idempotency_?key", lambda: vm.spawn("touch", ["x"], idempotency_key=0)),
+            ("idempotency_?key", lambda: vm.write_process_stdin(process.pid, "x", idempotency_key="")),
+            ("append", lambda: vm.write_file("kept/file", "x", append=1)),
+            ("make_?parents", lambda: vm.write_file("x/y", "x", make_parents=-1)),
+            ("length", lambda: vm.read_file("kept/file", length="5")),
+            ("parents", lambda: vm.mkdir("x", parents="no")),
+            ("overwrite", lambda: vm.move("kept/file", "x", overwrite="no")),
+            ("recursive", lambda: vm.delete_file("kept", recursive=1)),
+            ("missing_?ok", lambda: vm.delete_file("nothing", missing_ok=1)),
+            *(_only_in_python(vm, process.pid) if isinstance(vm, Python) else ()),
+        ):
+            with fails("request.invalid", f"(?i)({named})"):
+                await attempt()
+        assert [one.pid for one in await vm.list_processes()] == [process.pid]
+        assert (await vm.exec("ls; cat kept/file")).stdout == "kept\nas it was"
+
+    on(body)
+
+
+def _only_in_python(vm: Python, pid: int) -> list[tuple[str, Callable[[], Any]]]:
+    """Values that JavaScript does not have, or that its clients change before they send them."""
+    return [
+        ("timeout", lambda: vm.exec("touch x", timeout=True)),
+        ("timeout", lambda: vm.exec("touch x", timeout=10**400)),
+        ("timeout", lambda: vm.exec("touch x", timeout="5")),
+        ("timeout", lambda: vm.spawn("touch", ["x"], timeout=True)),
+        ("command", lambda: vm.exec("touch x\ud800")),
+        (r"args\[0\]", lambda: vm.spawn("touch", ["\ud800"])),
+        ("args", lambda: vm.spawn("touch", {"x"})),
+        ("env", lambda: vm.exec("touch x", env={"A": "\ud800"})),
+        ("wait", lambda: vm.read_process_output(pid, wait="5")),
+        ("wait", lambda: vm.read_process_output(pid, wait=True)),
+        ("since", lambda: vm.read_process_output(pid, since=10**400)),
+        ("kill_?after", lambda: vm.stop_process(pid, kill_after=True)),
+        ("data", lambda: vm.write_process_stdin(pid, "\ud800")),
+        ("data", lambda: vm.write_file("x", "\ud800")),
+        ("path", lambda: vm.write_file("\ud800", "x")),
+        ("paths", lambda: vm.read_files(bytearray(b"x"))),
+        ("paths", lambda: vm.read_files({"x": "y"})),
+        ("files", lambda: vm.write_files("x")),
+    ]
 
 
 def test_too_much(on: Any) -> None:

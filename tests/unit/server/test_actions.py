@@ -108,6 +108,14 @@ def test_arguments_come_back_as_they_were() -> None:
     assert action.write_arguments({"command": "ls", "args": None, "cwd": None}) == ["ls"]
 
 
+def test_bytes_that_are_no_text_arrive_as_bytes() -> None:
+    """As an embedded VM takes them; a name has no other way than text, and is refused."""
+    action = actions.find("writeProcessStdin")
+    assert action.write_arguments({"pid": 1, "data": "a\udcff"}) == [1, b"a\xff"]
+    with pytest.raises(InvalidRequest, match="path"):
+        actions.find("deleteFile").write_arguments({"path": "a\udcff"})
+
+
 def test_null_and_undefined_are_not_given() -> None:
     """JavaScript callers skip arguments with undefined."""
     spawn = actions.find("spawn")
@@ -121,6 +129,10 @@ def test_null_and_undefined_are_not_given() -> None:
         ("exec", ["a", {"timeOut": 1}], "one of cwd"),
         ("exec", ["a", {"timeout": "1"}], "timeout: wanted milliseconds"),
         ("exec", ["a", {"timeout": float("nan")}], "timeout"),
+        ("exec", ["a", {"timeout": 10**400}], "timeout: wanted milliseconds"),
+        ("readProcessOutput", [1, {"since": 10**400}], "since: wanted milliseconds"),
+        ("writeFile", ["a", {"type": "Buffer", "data": 10**9}], "data: wanted text or bytes"),
+        ("writeFile", ["a", {"type": "Buffer", "data": [256]}], "data: wanted text or bytes"),
         ("exec", ["a", {"encoding": "latin1"}], "encoding: wanted utf8 or bytes"),
         ("exec", ["a", {"env": {"A": 1}}], "env"),
         ("exec", ["a", {"env": {"A=B": "1"}}], "env"),

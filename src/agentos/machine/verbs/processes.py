@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal as signals
 from collections.abc import Callable, Mapping, Sequence
 
-from agentos.errors import InvalidRequest
 from agentos.machine.jobs import Program, check_key, check_program, check_signal
 from agentos.machine.output import DEFAULT_PAGE_BYTES, check_page
 from agentos.machine.process import Process
@@ -18,6 +17,7 @@ from agentos.model import (
     SpawnedProcess,
     check_count,
     check_data,
+    check_flag,
     check_moment,
     check_seconds,
 )
@@ -54,8 +54,7 @@ class BackgroundVerbs(VmParts):
         """
         program = check_program(self.spec, command, args, cwd=cwd, env=env, user=user)
         limit = check_seconds("timeout", timeout)
-        if not isinstance(lossless, bool):
-            raise InvalidRequest.argument("lossless", lossless, "True or False")
+        check_flag("lossless", lossless)
         key = check_key(idempotency_key)
         if key is None:
             return await self._spawn(program, limit, lossless)
