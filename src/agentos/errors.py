@@ -24,6 +24,7 @@
     │   ├─ DirectoryNotEmpty                      file.not_empty
     │   └─ NoSpace                                file.no_space
     ├─ VmError
+    │   ├─ FetchFailed                            vm.fetch_failed          what listens on a port did not answer in HTTP
     │   ├─ BootFailed                             vm.boot_failed           step, errno and what to change on the host
     │   └─ VmStopped                              vm.stopped               the VM was closed, or its init died
     ├─ Unauthorized (PermissionError)             auth.denied
@@ -243,6 +244,12 @@ class VmError(AgentOSError):
     """Something about the VM as a whole."""
 
     code = "vm.failed"
+
+
+class FetchFailed(VmError):
+    """The server in the VM did not answer as an HTTP server does: `details` has port."""
+
+    code = "vm.fetch_failed"
 
 
 class BootFailed(VmError):

@@ -10,18 +10,12 @@ from urllib.parse import urlsplit
 import h11
 
 from agentos.conversions import FetchResponse
-from agentos.errors import AgentOSError, InvalidRequest, LimitExceeded
+from agentos.errors import FetchFailed, InvalidRequest, LimitExceeded
 from agentos.machine.vm import VM
 
 FETCH_SECONDS: Final = 60.0
 """For a whole answer."""
 _CHUNK: Final = 65_536
-
-
-class FetchFailed(AgentOSError):
-    """The server in the VM did not answer as an HTTP server does: `details` has port."""
-
-    code = "vm.fetch_failed"
 
 
 async def fetch(
@@ -53,8 +47,11 @@ async def fetch(
 
 
 def _request(port: int, url: str, method: str, headers: Mapping[str, str], data: bytes) -> h11.Request:
-    parts = urlsplit(url)
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise InvalidRequest.argument("url", url, f"a path or a URL ({error})") from None
+    target = f"/{parts.path.removeprefix('/')}" + (f"?{parts.query}" if parts.query else "")
     named = {name.lower(): value for name, value in headers.items()}
     named.setdefault("host", parts.netloc or f"localhost:{port}")
     named.pop("transfer-encoding", None)
@@ -92,6 +89,9 @@ async def _exchange(wire: _Wire, request: h11.Request, data: bytes) -> FetchResp
         event = connection.next_event()
         if event is h11.NEED_DATA:
             connection.receive_data(await wire.receive())
+        elif event is h11.PAUSED:
+            # After an upgrade that the caller asked for, or a CONNECT: h11 says so again and again.
+            raise h11.RemoteProtocolError("it switched to another protocol")
         elif isinstance(event, h11.Response):
             response = event
         elif isinstance(event, h11.Data):

@@ -113,4 +113,6 @@ class Exchange:
                 self._http.receive_data(await receive_some(sock, _CHUNK_BYTES))
         except h11.RemoteProtocolError as error:
             raise NotHttp(str(error)) from None
+        if event is h11.PAUSED:  # and would be again and again
+            raise NotHttp("it switched to another protocol")
         return event

@@ -99,6 +99,8 @@ class PreviewProxy:
             return
         try:
             actor, view = self._open(request, scope)
+            if request.method == "CONNECT":
+                raise _Refused(405, "a preview link is no proxy")
             if view.missing_slash:
                 # Relative links of the page would otherwise lead out of the preview.
                 last = view.root.rpartition(b"/")[2]

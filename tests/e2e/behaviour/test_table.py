@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import httpx
-from surfaces import REMOTE, VERBS, Surface, camel
+from surfaces import REMOTE, VERBS, Surface, camel, fails
 
 from agentos.actions import ACTIONS
 
@@ -124,6 +124,42 @@ def test_the_verbs_of_a_remote_vm(on_remote: Any) -> None:
 
     on_remote(body)
 
+
+def test_a_port_that_does_not_answer_in_http(on_remote: Any) -> None:
+    """Whatever it says and whatever was asked, the request has an end, and the server answers on."""
+
+    async def body(vm: Surface) -> None:
+        process = await vm.spawn("python3", ["-u", "-c", NO_HTTP])
+        await vm.until(process.pid, rb"ready")
+        for method, headers in (("CONNECT", {}), ("GET", {"Connection": "upgrade", "Upgrade": "x"})):
+            with fails("vm.fetch_failed", "switched to another protocol"):
+                await vm.fetch(3001, "/switch", method=method, headers=headers)
+        with fails("vm.fetch_failed", "port 3001"):
+            await vm.fetch(3001, "/garbage")
+        with fails("request.invalid", "url"):
+            await vm.fetch(3001, "http://[")
+        assert (await vm.fetch(3001, "path?a=b")).body == b"GET /path?a=b HTTP/1.1"
+
+    on_remote(body)
+
+
+NO_HTTP = """
+import socket
+listener = socket.create_server(("127.0.0.1", 3001))
+print("ready")
+while True:
+    peer, _ = listener.accept()
+    line = peer.recv(65536).partition(b"\\r\\n")[0]
+    if line.startswith(b"CONNECT"):
+        peer.sendall(b"HTTP/1.1 200 OK\\r\\n\\r\\n")
+    elif b"/switch" in line:
+        peer.sendall(b"HTTP/1.1 101 Switching\\r\\nUpgrade: x\\r\\nConnection: upgrade\\r\\n\\r\\nx")
+    elif b"/garbage" in line:
+        peer.sendall(b"hello\\r\\n\\r\\n")
+    else:
+        peer.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n%b" % (len(line), line))
+    peer.close()
+"""
 
 SERVER = """
 import http.server

@@ -15,6 +15,10 @@ class Site(BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
 
+    def do_CONNECT(self):
+        self.send_response(200)
+        self.end_headers()
+
     def do_GET(self):
         path = self.path.partition("?")[0]
         if self.headers.get("upgrade", "").lower() == "websocket":

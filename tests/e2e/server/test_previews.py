@@ -75,6 +75,12 @@ def test_bodies(site: str, browser: httpx.Client, method: str) -> None:
     assert browser.request(method, f"{site}x").text.startswith(f"{method} 0 ")
 
 
+def test_a_link_is_no_proxy(site: str, browser: httpx.Client) -> None:
+    """CONNECT is refused, though the VM's server would have it, and the server is there for others."""
+    assert browser.request("CONNECT", site).status_code == 405
+    assert browser.get(f"{site}style.css").status_code == 200
+
+
 def test_a_large_upload(site: str, browser: httpx.Client) -> None:
     """100 MB, which is more than an action's body may have; one that is refused early ends early."""
     block, digest = os.urandom(1_000_000), hashlib.sha256()
