@@ -228,7 +228,7 @@ ACTIONS: Final[tuple[Action, ...]] = (
     _action("allProcesses", "process.all", "all_processes", (), (), results.PROCESS_LIST),
     _action("processTree", "process.tree", "process_tree", (), (), results.FOREST),
     _action("openShell", "terminal.open", "open_shell", (), _TERMINAL, results.SHELL_ID),
-    _action("writeShell", "terminal.write", "write_shell", [_SHELL, _DATA], _SAME, results.NONE),
+    _action("writeShell", "terminal.write", "write_shell", [_SHELL, _DATA], [_ONCE, BOOT], results.NONE),
     _action("resizeShell", "terminal.resize", "resize_shell", [_SHELL, *_SIZE], _SAME, results.NONE),
     _action("closeShell", "terminal.close", "close_shell", [_SHELL], _SAME, results.NONE),
     _action("waitShell", "terminal.wait", "wait_shell", [_SHELL], [_TIMEOUT, BOOT], results.INTEGER),

@@ -13,6 +13,7 @@ from typing import Any, Literal, NewType
 
 from agentos.errors import AgentOSError, CommandFailed, InvalidRequest, IsolationUnavailable
 from agentos.network.rules import Network
+from agentos.printing import last_lines
 
 HostPid = NewType("HostPid", int)
 """A pid as the host sees it. It never leaves the host; a plain `pid` is always the one inside the VM."""
@@ -35,6 +36,9 @@ Reason = Literal[
 Driver = str
 OnLeaderExit = Literal["drain", "wait", "kill"]
 Encoding = Literal["utf8", "bytes"]
+
+_STDERR_SHOWN = 2000
+"""Characters of a failed command's stderr in the error's message, from its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,17 +346,26 @@ class ExecResult:
         return self.exit_code == 0 and self.reason == "exited"
 
     def check(self) -> ExecResult:
-        """This result, or CommandFailed (with everything in its details) where it is not ok."""
+        """This result, or CommandFailed where it is not ok: its message ends with the end of stderr.
+
+        Everything is in the error's details.
+        """
         if self.ok:
             return self
         why = f"exit code {self.exit_code}" if self.reason == "exited" else self.reason
+        if self.reason == "signaled" and self.signal:
+            why = f"killed by {self.signal}"
+        stderr = _as_text(self.stderr)
+        said = last_lines(stderr, _STDERR_SHOWN)
+        if said:
+            why += ("; stderr:\n" if "\n" in said else "; stderr: ") + said
         raise CommandFailed(
             f"command failed: {why}",
             exitCode=self.exit_code,
             reason=self.reason,
             signal=self.signal,
             stdout=_as_text(self.stdout),
-            stderr=_as_text(self.stderr),
+            stderr=stderr,
         )
 
 

@@ -319,9 +319,13 @@ class Shell(Twin[AsyncShell]):
         """A page of its output from `cursor`; waits up to `wait` seconds where there is nothing yet."""
         return run(self._async.read(cursor, max_bytes=max_bytes, wait=wait))
 
-    def write(self, data: str | bytes) -> None:
-        """Type `data`. Waits while the terminal takes no more; ShellClosed when it has ended."""
-        run(self._async.write(data))
+    def write(self, data: str | bytes, *, idempotency_key: str | None = None) -> None:
+        """Type `data`. Waits while the terminal takes no more; ShellClosed when it has ended.
+
+        A second call with the same `idempotency_key` types nothing, and returns once the first one's bytes are
+        accepted; the newest 256 keys are remembered.
+        """
+        run(self._async.write(data, idempotency_key=idempotency_key))
 
     def resize(self, cols: int, rows: int) -> None:
         """Change the terminal's size: the foreground program gets SIGWINCH. ShellClosed when it has ended."""
@@ -592,9 +596,9 @@ class VM(Twin[AsyncVM]):
         """The verbs of shells by their nested names: `terminal.open` is `open_shell`."""
         return TerminalVerbs(self)
 
-    def write_shell(self, shell_id: str, data: str | bytes) -> None:
+    def write_shell(self, shell_id: str, data: str | bytes, *, idempotency_key: str | None = None) -> None:
         """Type `data` in a shell: see Shell.write."""
-        run(self._async.write_shell(shell_id, data))
+        run(self._async.write_shell(shell_id, data, idempotency_key=idempotency_key))
 
     def resize_shell(self, shell_id: str, cols: int, rows: int) -> None:
         """Change the size of a shell's terminal."""

@@ -32,6 +32,10 @@ def test_the_result_tells_output_and_exit_code(in_vm: Any) -> None:
             result.check()
         assert caught.value.details["exitCode"] == 3
         assert caught.value.details["stderr"] == "err\n"
+        assert str(caught.value) == "command failed: exit code 3; stderr: err"
+        result = await vm.exec("-x; exit 5")
+        assert (result.exit_code, "-x: command not found" in result.stderr) == (5, True)
+        assert (await vm.exec("-x")).exit_code == 127
 
     in_vm(body)
 

@@ -455,3 +455,19 @@ def test_tmux(in_vm: Any) -> None:
         await shell.close()
 
     in_vm(body)
+
+
+def test_a_program_that_closes_its_terminal_is_not_hung_up(in_vm: Any) -> None:
+    """It ends as it would in any terminal, and can say something until then: by /dev/tty, which is still its own."""
+
+    async def body(vm: VM) -> None:
+        script = "exec <&- >&- 2>&-; sleep 0.3; echo 'still here' >/dev/tty; exit 7"
+        closing = await vm.open_shell("bash", ["-c", script])
+        for _ in range(10):
+            shell = await vm.open_shell("cat")
+            await shell.write("typed\n\x04")
+            assert await shell.wait() == 0
+        assert await closing.wait() == 7
+        assert b"".join([chunk.data async for chunk in closing.output()]) == b"still here\r\n"
+
+    in_vm(body)

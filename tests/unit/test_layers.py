@@ -12,7 +12,8 @@ SOURCE = Path(__file__).parents[2] / "src" / "agentos"
 
 MAY_IMPORT = {
     "errors": set(),
-    "model": {"network", "errors"},
+    "printing": set(),
+    "model": {"network", "printing", "errors"},
     "linux": set(),
     "network": {"linux", "errors"},
     "guest": set(),
@@ -58,6 +59,7 @@ MAY_IMPORT = {
         "host",
         "machine",
         "model",
+        "printing",
         "registry",
         "server",
         "store",

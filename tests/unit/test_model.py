@@ -190,3 +190,34 @@ def test_check_returns_or_raises_the_whole_result() -> None:
             failed.check()
         assert caught.value.details["exitCode"] == failed.exit_code
         assert isinstance(caught.value.details["stdout"], str)
+
+
+@pytest.mark.parametrize(
+    ("stderr", "shown"),
+    [
+        ("", "command failed: exit code 2"),
+        (" \n", "command failed: exit code 2"),
+        ("ls: nothing here\n", "command failed: exit code 2; stderr: ls: nothing here"),
+        (b"caf\xe9\n", "command failed: exit code 2; stderr: caf\ufffd"),
+        ("a\n\tb\n", "command failed: exit code 2; stderr:\na\n        b"),
+        ("\x1b]0;gone\x07red", "command failed: exit code 2; stderr: \\x1b]0;gone\\x07red"),
+        ("y" * 5000, "command failed: exit code 2; stderr: ..." + "y" * 2000),
+    ],
+)
+def test_a_failure_says_what_the_command_said(stderr: str | bytes, shown: str) -> None:
+    """The end of stderr is in the message, where nobody has to look for it, without what a terminal would obey."""
+    with pytest.raises(CommandFailed) as caught:
+        ExecResult(2, "out", stderr).check()
+    assert str(caught.value) == shown
+
+
+def test_a_failure_says_the_last_whole_lines_of_a_long_stderr() -> None:
+    """A bounded number of characters, from the beginning of a line; all of it is in the details."""
+    stderr = "".join(f"line {number}\n" for number in range(100_000))
+    with pytest.raises(CommandFailed) as caught:
+        ExecResult(2, "", stderr).check()
+    lines = str(caught.value).splitlines()
+    assert lines[:2] == ["command failed: exit code 2; stderr:", "..."]
+    assert lines[2:] == stderr.splitlines()[-len(lines[2:]) :]
+    assert 1500 < len(str(caught.value)) < 2100
+    assert caught.value.details["stderr"] == stderr

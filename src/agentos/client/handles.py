@@ -154,9 +154,15 @@ class RemoteShell:
         )
         return page
 
-    async def write(self, data: str | bytes) -> None:
-        """Type `data`. Waits while the terminal takes no more; ShellClosed when it has ended."""
-        await self._vm._ask("write_shell", **self._same, data=data)
+    async def write(self, data: str | bytes, *, idempotency_key: str | None = None) -> None:
+        """Type `data`. Waits while the terminal takes no more; ShellClosed when it has ended.
+
+        A second call with the same `idempotency_key` types nothing, and returns when the first one's bytes are
+        accepted. Asked again when the connection breaks, with a key of its own where none is given, so that it is
+        typed once.
+        """
+        key = key_or_new(idempotency_key)
+        await self._vm._ask("write_shell", **self._same, data=data, idempotency_key=key)
 
     async def resize(self, cols: int, rows: int) -> None:
         """Change the terminal's size: the foreground program gets SIGWINCH. ShellClosed when it has ended."""

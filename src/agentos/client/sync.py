@@ -269,9 +269,14 @@ class RemoteShell(Twin[AsyncRemoteShell]):
         """A page of its output from `cursor`; waits up to `wait` seconds where there is nothing yet."""
         return run(self._async.read(cursor, max_bytes=max_bytes, wait=wait))
 
-    def write(self, data: str | bytes) -> None:
-        """Type `data`. Waits while the terminal takes no more; ShellClosed when it has ended."""
-        run(self._async.write(data))
+    def write(self, data: str | bytes, *, idempotency_key: str | None = None) -> None:
+        """Type `data`. Waits while the terminal takes no more; ShellClosed when it has ended.
+
+        A second call with the same `idempotency_key` types nothing, and returns when the first one's bytes are
+        accepted. Asked again when the connection breaks, with a key of its own where none is given, so that it is
+        typed once.
+        """
+        run(self._async.write(data, idempotency_key=idempotency_key))
 
     def resize(self, cols: int, rows: int) -> None:
         """Change the terminal's size: the foreground program gets SIGWINCH. ShellClosed when it has ended."""
@@ -477,9 +482,9 @@ class Agent(Twin[AsyncAgent]):
             run(self._async.open_shell(command, args, env=env, cwd=cwd, user=user, cols=cols, rows=rows))
         )
 
-    def write_shell(self, shell_id: str, data: str | bytes) -> None:
-        """Type `data` in a shell: see Shell.write."""
-        run(self._async.write_shell(shell_id, data))
+    def write_shell(self, shell_id: str, data: str | bytes, *, idempotency_key: str | None = None) -> None:
+        """Type `data` in a shell: see RemoteShell.write."""
+        run(self._async.write_shell(shell_id, data, idempotency_key=idempotency_key))
 
     def resize_shell(self, shell_id: str, cols: int, rows: int) -> None:
         """Change the size of a shell's terminal."""
@@ -762,9 +767,9 @@ class Connection(Twin[AsyncConnection]):
             run(self._async.open_shell(command, args, env=env, cwd=cwd, user=user, cols=cols, rows=rows))
         )
 
-    def write_shell(self, shell_id: str, data: str | bytes) -> None:
-        """Type `data` in a shell: see Shell.write."""
-        run(self._async.write_shell(shell_id, data))
+    def write_shell(self, shell_id: str, data: str | bytes, *, idempotency_key: str | None = None) -> None:
+        """Type `data` in a shell: see RemoteShell.write."""
+        run(self._async.write_shell(shell_id, data, idempotency_key=idempotency_key))
 
     def resize_shell(self, shell_id: str, cols: int, rows: int) -> None:
         """Change the size of a shell's terminal."""

@@ -227,9 +227,12 @@ class Verbs:
         )
         return RemoteShell(self, shell_id, boot_id)
 
-    async def write_shell(self, shell_id: str, data: str | bytes) -> None:
-        """Type `data` in a shell: see Shell.write."""
-        await self._ask("write_shell", shell_id=shell_id, data=data)
+    async def write_shell(
+        self, shell_id: str, data: str | bytes, *, idempotency_key: str | None = None
+    ) -> None:
+        """Type `data` in a shell: see RemoteShell.write."""
+        key = key_or_new(idempotency_key)
+        await self._ask("write_shell", shell_id=shell_id, data=data, idempotency_key=key)
 
     async def resize_shell(self, shell_id: str, cols: int, rows: int) -> None:
         """Change the size of a shell's terminal."""

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from agentos.commands.localtree import LocalTree
-from agentos.commands.remote import add_vm_options, import_client, printable
+from agentos.commands.remote import add_vm_options, import_client
 from agentos.errors import AgentOSError, FileError, InvalidRequest
+from agentos.printing import printable
 from agentos.wire.keys import deserialize_key
 
 if TYPE_CHECKING:

@@ -97,7 +97,7 @@ def _program(arguments: argparse.Namespace) -> tuple[str, list[str]]:
         raise InvalidRequest(
             "no command is given", remedy=f"agentos {arguments.command} {arguments.key} -- COMMAND"
         )
-    return ("bash", ["-c", words[0]]) if len(words) == 1 else (words[0], words[1:])
+    return ("bash", ["-c", "--", words[0]]) if len(words) == 1 else (words[0], words[1:])
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from agentos.errors import InvalidRequest
+from agentos.printing import printable
 from agentos.wire.keys import deserialize_key
 
 if TYPE_CHECKING:
@@ -85,13 +86,6 @@ def agent(client: Client, name: str, key: str, *, create: bool = False) -> Agent
     kind = client.kind(name)
     parts = deserialize_key(key)
     return kind.get_or_create(parts) if create else kind.get(parts)
-
-
-def printable(text: str) -> str:
-    """`text` of a VM's programs without what a terminal would take for a command: as \\x1b and the like."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
 
 
 def say(message: str) -> None:

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from agentos.commands.processes import command_line
-from agentos.commands.remote import add_vm_options, printable, table, with_client
+from agentos.commands.remote import add_vm_options, table, with_client
 from agentos.commands.stdio import is_terminal
 from agentos.conversions import write_value
 from agentos.errors import AgentOSError, InvalidRequest
 from agentos.model import ProcessInfo
+from agentos.printing import printable
 from agentos.wire.keys import deserialize_key, serialize_key
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import termios
 
 # asm-generic/ioctls.h; the termios module of older Pythons lacks them.
 _PTMX = os.makedev(5, 2)  # Documentation/admin-guide/devices.txt
-_TIOCSPTLCK, _TIOCGPTN = 0x40045431, 0x80045430
+_TIOCSPTLCK, _TIOCGPTN, _TIOCGPTPEER = 0x40045431, 0x80045430, 0x5441
 
 
 def open_master() -> int:
@@ -34,6 +34,11 @@ def slave_path(master: int) -> str:
     """The path of the other end, ptsname(3)."""
     number = struct.unpack("I", fcntl.ioctl(master, _TIOCGPTN, b"\0\0\0\0"))[0]
     return f"/dev/pts/{number}"
+
+
+def open_slave(master: int) -> int:
+    """The other end, close-on-exec, whichever mount namespace it lies in (TIOCGPTPEER). It does not become ours."""
+    return fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
 
 
 def set_size(fd: int, rows: int, cols: int) -> None:

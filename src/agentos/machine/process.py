@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from agentos.errors import StdinClosed, WaitTimeout
 from agentos.machine.deadlines import Deadlines
 from agentos.machine.jobs import Program, check_key, exit_status, lost_at_start, spawn_failed
 from agentos.machine.link import ExitEvent, Launch, Link
+from agentos.machine.once import WrittenOnce
 from agentos.machine.output import DEFAULT_PAGE_BYTES, OutputLog, check_page
 from agentos.machine.pipes import Reader, Writer
 from agentos.model import (
@@ -30,9 +30,6 @@ from agentos.model import (
 
 if TYPE_CHECKING:
     from agentos.machine.verbs.processes import BackgroundVerbs
-
-_REMEMBERED_WRITES = 256
-"""Idempotency keys of writes to its stdin."""
 
 
 class Process:
@@ -55,8 +52,7 @@ class Process:
         self._launch: Launch | None = None
         self._readers: list[Reader] = []
         self._writer: Writer | None = None
-        self._keyed = asyncio.Lock()
-        self._written: OrderedDict[str, None] = OrderedDict()
+        self._once = WrittenOnce()
         self._deadlines: Deadlines | None = None
         self._stopped: Reason | None = None
         self._finished: asyncio.Future[ExitStatus] | None = None
@@ -123,15 +119,8 @@ class Process:
         content, key = check_data("data", data), check_key(idempotency_key)
         if key is None:
             await self._write(content)
-            return
-        async with self._keyed:
-            if key in self._written:
-                return
-            # Either accepted as a whole and noted, or cancelled and not written at all: no step lies between.
-            await self._write(content)
-            self._written[key] = None
-            if len(self._written) > _REMEMBERED_WRITES:
-                self._written.popitem(last=False)
+        else:
+            await self._once.write(key, content, self._write)
 
     async def _write(self, content: bytes) -> None:
         if self._writer is None:

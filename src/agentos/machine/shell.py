@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import AsyncIterator
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from agentos.errors import ShellClosed, StdinClosed, WaitTimeout
 from agentos.linux import pty
-from agentos.machine.jobs import Program, exit_status, lost_at_start, spawn_failed
+from agentos.machine.jobs import Program, check_key, exit_status, lost_at_start, spawn_failed
 from agentos.machine.link import ExitEvent, Launch, Link
+from agentos.machine.once import WrittenOnce
 from agentos.machine.output import DEFAULT_PAGE_BYTES, OutputLog, check_page
 from agentos.machine.pipes import Reader, Writer
 from agentos.model import (
@@ -55,10 +57,12 @@ class Shell:
         self._reader: Reader | None = None
         self._writer: Writer | None = None
         self._master_fd = -1
+        self._slave_fd = -1
         self._exited: asyncio.Future[None] | None = None
         self._finished: asyncio.Future[ExitStatus] | None = None
         self._hang_up_timer: asyncio.TimerHandle | None = None
         self._typed_at = -FINISH_SECONDS
+        self._once = WrittenOnce()
 
     def __repr__(self) -> str:
         state = "running" if self.status is None else f"exit code {self.status.exit_code}"
@@ -97,9 +101,19 @@ class Shell:
         """A page of its output from `cursor`; waits up to `wait` seconds where there is nothing yet."""
         return await self.log.read_wait(cursor, max_bytes, check_page(cursor, max_bytes, wait))
 
-    async def write(self, data: str | bytes) -> None:
-        """Type `data`. Waits while the terminal takes no more; ShellClosed when it has ended."""
-        content = check_data("data", data)
+    async def write(self, data: str | bytes, *, idempotency_key: str | None = None) -> None:
+        """Type `data`. Waits while the terminal takes no more; ShellClosed when it has ended.
+
+        A second call with the same `idempotency_key` types nothing, and returns once the first one's bytes are
+        accepted; the newest 256 keys are remembered.
+        """
+        content, key = check_data("data", data), check_key(idempotency_key)
+        if key is None:
+            await self._write(content)
+        else:
+            await self._once.write(key, content, self._write)
+
+    async def _write(self, content: bytes) -> None:
         self._typed_at = self._vm.link.loop.time()
         if self._writer is None:
             raise ShellClosed(f"shell {self.shell_id} has ended", shellId=self.shell_id)
@@ -190,6 +204,10 @@ class Shell:
         self.pid = launch.pid
         self._master_fd = master
         os.set_blocking(master, False)
+        # Until the program's end its terminal has an end that is open: many close their own first, and a master that
+        # were closed then would send SIGHUP to a program which is about to end well.
+        with contextlib.suppress(OSError):  # a program can forbid it (TIOCEXCL)
+            self._slave_fd = pty.open_slave(master)
         self._writer = Writer(loop, master, limits.stdin_bytes, duplicate=True, what="the terminal")
         self._reader = Reader(loop, master, self._output, self._terminal_ended)
         launch.exited.add_done_callback(self._leader_exited)
@@ -205,6 +223,11 @@ class Shell:
                 HANG_UP_SECONDS, self._vm.link.kill_soon, self._launch
             )
 
+    def _release_slave(self) -> None:
+        if self._slave_fd >= 0:
+            os.close(self._slave_fd)
+            self._slave_fd = -1
+
     def _terminal_ended(self) -> None:
         """No program has the terminal open any more."""
         if self._writer:
@@ -214,6 +237,7 @@ class Shell:
         self._settle()
 
     def _close_terminal(self) -> None:
+        self._release_slave()
         if self._reader and self._reader.open:
             self._reader.drain_terminal()
             self._reader.close()
@@ -229,6 +253,7 @@ class Shell:
             self._status = ExitStatus(137, "SIGKILL", "vmStopped")
             self._close_terminal()
         self._exited.set_result(None)
+        self._release_slave()
         if self._hang_up_timer:
             self._hang_up_timer.cancel()
         self._vm.link.release(self._launch)

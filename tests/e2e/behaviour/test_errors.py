@@ -89,6 +89,7 @@ def test_nothing_passes_for_what_it_only_resembles(on: Any) -> None:
             ("idempotency_?key", lambda: vm.spawn("touch", ["x"], idempotency_key="")),
             ("idempotency_?key", lambda: vm.spawn("touch", ["x"], idempotency_key=0)),
             ("idempotency_?key", lambda: vm.write_process_stdin(process.pid, "x", idempotency_key="")),
+            ("idempotency_?key", lambda: vm.write_shell("shell-1", "x", idempotency_key="")),
             ("append", lambda: vm.write_file("kept/file", "x", append=1)),
             ("make_?parents", lambda: vm.write_file("x/y", "x", make_parents=-1)),
             ("length", lambda: vm.read_file("kept/file", length="5")),

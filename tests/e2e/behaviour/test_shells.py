@@ -33,6 +33,26 @@ def test_it_is_a_terminal_with_job_control(on: Any) -> None:
     on(body)
 
 
+def test_a_line_with_a_key_is_typed_once(on: Any) -> None:
+    """As a client types it that asks again when it has heard no answer; another key types it again."""
+
+    async def body(vm: Surface) -> None:
+        shell = await vm.open_shell(command="cat")
+        for key in ("one", "one", "two", "one", "two"):
+            await vm.write_shell(shell.shell_id, f"{key}\n", idempotency_key=key)
+        await vm.write_shell(shell.shell_id, "\x04")
+        assert await vm.wait_shell(shell.shell_id) == 0
+        page = await vm.read_shell(shell.shell_id)
+        shown = b"".join(chunk.data for chunk in page.events)
+        assert (shown.count(b"one\r\n"), shown.count(b"two\r\n")) == (2, 2)  # as typed, and as cat says it
+        # It was typed, so it is no error to ask once more; what is new is.
+        await vm.write_shell(shell.shell_id, "one\n", idempotency_key="one")
+        with fails("shell.closed"):
+            await vm.write_shell(shell.shell_id, "x", idempotency_key="three")
+
+    on(body)
+
+
 def test_what_runs_in_it(on: Any) -> None:
     """Another program, with arguments, environment, directory and user."""
 

@@ -44,9 +44,9 @@ class ExecVerbs(VmParts):
         """
         check_text("command", command)
         shell = self._shell
-        program = check_program(
-            self.spec, os.path.basename(shell), ["-c", command], cwd=cwd, env=env, user=user
-        )
+        # A command may look like an option of the shell.
+        args = ["-c", "--", command] if command.startswith(("-", "+")) else ["-c", command]
+        program = check_program(self.spec, os.path.basename(shell), args, cwd=cwd, env=env, user=user)
         program = program._replace(path=shell)
         options = _options(
             self.spec.limits, stdin, timeout, idle_timeout, cpu_timeout, max_output_bytes, encoding, on_leader_exit

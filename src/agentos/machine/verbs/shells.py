@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 
-from agentos.machine.jobs import check_program
+from agentos.machine.jobs import check_key, check_program
 from agentos.machine.output import DEFAULT_PAGE_BYTES, check_page
 from agentos.machine.shell import Shell
 from agentos.machine.verbs.parts import VmParts
@@ -72,10 +72,12 @@ class ShellVerbs(VmParts):
         """The verbs of shells by their nested names: `terminal.open` is `open_shell`."""
         return TerminalVerbs(self)
 
-    async def write_shell(self, shell_id: str, data: str | bytes) -> None:
+    async def write_shell(
+        self, shell_id: str, data: str | bytes, *, idempotency_key: str | None = None
+    ) -> None:
         """Type `data` in a shell: see Shell.write."""
-        given = check_data("data", data)
-        await self.shell(shell_id).write(given)
+        given, key = check_data("data", data), check_key(idempotency_key)
+        await self.shell(shell_id).write(given, idempotency_key=key)
 
     async def resize_shell(self, shell_id: str, cols: int, rows: int) -> None:
         """Change the size of a shell's terminal."""
