@@ -6,13 +6,17 @@ import asyncio
 import atexit
 import os
 import threading
+from weakref import WeakKeyDictionary
 
 from agentos.machine.factory import Factory
+from agentos.machine.retention import Retention
 from agentos.machine.vm import VM
-from agentos.model import VmSpec, check_count
+from agentos.model import MIB, VmSpec, check_count
 from agentos.network.gate import Traffic
 
 DEFAULT_POOL = 2
+EXITED_LOG_BYTES = 512 * MIB
+LOSSLESS_BYTES = 512 * MIB
 
 
 class Host:
@@ -20,9 +24,17 @@ class Host:
 
     A VM in the pool costs what an idle VM costs; taking one makes room for the next, which boots in the
     background. Usable from any number of event loops and threads, one after another or at once.
+
+    `exited_log_bytes` and `lossless_bytes` bound for all its VMs of one event loop together what the limits of these
+    names bound for each.
     """
 
-    def __init__(self, *, pool: int = 0) -> None:
+    def __init__(
+        self, *, pool: int = 0, exited_log_bytes: int = EXITED_LOG_BYTES, lossless_bytes: int = LOSSLESS_BYTES
+    ) -> None:
+        self._exited_log_bytes = check_count("exited_log_bytes", exited_log_bytes, least=1)
+        self._lossless_bytes = check_count("lossless_bytes", lossless_bytes, least=1)
+        self._retentions: WeakKeyDictionary[asyncio.AbstractEventLoop, Retention] = WeakKeyDictionary()
         self._factory = Factory(check_count("pool", pool, most=1000))
         self._started = False
         self.vms: set[VM] = set()
@@ -42,6 +54,14 @@ class Host:
             await asyncio.to_thread(self._factory.start)
             self._started = True
         return self._factory
+
+    def retention(self) -> Retention:
+        """What bounds the output that its VMs of the running event loop keep."""
+        loop = asyncio.get_running_loop()
+        found = self._retentions.get(loop)
+        if found is None:
+            found = self._retentions[loop] = Retention(self._exited_log_bytes, self._lossless_bytes)
+        return found
 
     async def keep_ready(self, spec: VmSpec, count: int, storage_in: str | None = None) -> None:
         """Have `count` VMs of `spec` booted before they are asked for, from now on.

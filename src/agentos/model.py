@@ -82,7 +82,11 @@ class Limits:
     exited_processes: int = 256
     """Exited spawned processes that are remembered, oldest forgotten first."""
     exited_log_bytes: int = 16 * MIB
-    """Output of exited spawned processes that is kept for replay, of all together; that of the oldest goes first."""
+    """Output of exited spawned processes that is kept for replay, of all together; that of the oldest goes first.
+    Of one that is lossless it is what was read: the rest is lossless_bytes'."""
+    lossless_bytes: int = 32 * MIB
+    """Output of lossless processes that nobody has read, of all together. Beyond it nothing is lost: each that runs
+    waits for its reader once 64 KiB are unread, instead of log_bytes."""
     shells: int = 64
     """Shells open at once."""
     exited_shells: int = 64

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from agentos.background import Twin, blocking, iterate, run, run_feeding
+from agentos.host import EXITED_LOG_BYTES, LOSSLESS_BYTES
 from agentos.host import Host as AsyncHost
 from agentos.machine.filechunks import CHUNK_BYTES
 from agentos.machine.files import Files as AsyncFiles
 from agentos.machine.filevalues import Data
 from agentos.machine.output import DEFAULT_PAGE_BYTES
 from agentos.machine.process import Process as AsyncProcess
+from agentos.machine.retention import Retention
 from agentos.machine.shell import Shell as AsyncShell
 from agentos.machine.vm import VM as AsyncVM
 from agentos.model import (
@@ -661,10 +663,17 @@ class Host(Twin[AsyncHost]):
 
     A VM in the pool costs what an idle VM costs; taking one makes room for the next, which boots in the
     background. Usable from any thread.
+
+    `exited_log_bytes` and `lossless_bytes` bound for all its VMs of one event loop together what the limits of these
+    names bound for each.
     """
 
-    def __init__(self, *, pool: int = 0) -> None:
-        super().__init__(AsyncHost(pool=pool))
+    def __init__(
+        self, *, pool: int = 0, exited_log_bytes: int = EXITED_LOG_BYTES, lossless_bytes: int = LOSSLESS_BYTES
+    ) -> None:
+        super().__init__(
+            AsyncHost(pool=pool, exited_log_bytes=exited_log_bytes, lossless_bytes=lossless_bytes)
+        )
 
     @property
     def traffic(self) -> Traffic:
@@ -677,6 +686,10 @@ class Host(Twin[AsyncHost]):
 
     def __exit__(self, *exc_info: object) -> None:
         run(self._async.__aexit__(*exc_info))
+
+    def retention(self) -> Retention:
+        """What bounds the output that its VMs of the running event loop keep."""
+        return self._async.retention()
 
     def keep_ready(self, spec: VmSpec, count: int, storage_in: str | None = None) -> None:
         """Have `count` VMs of `spec` booted before they are asked for, from now on.

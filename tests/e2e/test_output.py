@@ -274,3 +274,42 @@ def test_the_output_of_exited_processes_has_a_bound_together(in_vm: Any) -> None
         assert sum(map(len, newest)) == each
 
     in_vm(body, limits=Limits(exited_log_bytes=2 * each))
+
+
+def test_what_lossless_processes_leave_has_a_bound(in_vm: Any) -> None:
+    """Read to the end by pages, nobody asks beyond that: all of it came, and it is not kept for ever.
+
+    Where more is unread than lossless_bytes, the processes wait for their readers and nothing is lost.
+    """
+    each = 1024 * 1024
+
+    async def read(process: Any) -> int:
+        cursor = size = 0
+        while True:
+            page = await process.read_output(cursor, wait=10)
+            assert not page.truncated
+            size += sum(len(one.data) for one in page.events)
+            cursor = page.cursor
+            if page.exited:
+                return size
+
+    async def body(vm: VM) -> None:
+        processes = []
+        for _ in range(10):
+            process = await vm.spawn("head", ["-c", str(each), "/dev/zero"], lossless=True)
+            await process.wait()
+            assert await read(process) == each
+            processes.append(process)
+        together = [await vm.spawn("head", ["-c", str(each), "/dev/zero"], lossless=True) for _ in range(10)]
+        assert await asyncio.gather(*map(read, together)) == [each] * 10
+        kept = sum(one.log.retained_bytes for one in (*processes, *together))
+        # Each may have 64 KiB unread, and what its pipe held when it exited.
+        assert kept < 2 * 2 * each + 20 * 2 * 64 * 1024
+        followed = []
+        for _ in range(10):
+            process = await vm.spawn("head", ["-c", str(each), "/dev/zero"], lossless=True)
+            assert sum([len(one.data) async for one in process.output()]) == each
+            followed.append(process)
+        assert sum(one.log.retained_bytes for one in followed) <= 2 * each
+
+    in_vm(body, limits=Limits(exited_log_bytes=2 * each, lossless_bytes=2 * each), limit=60)

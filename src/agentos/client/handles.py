@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from agentos.client.calls import PAGE_BYTES, POLL_SECONDS, STREAM_BYTES, key_or_new
+from agentos.errors import AgentOSError
 from agentos.model import ExitStatus, OutputChunk, OutputPage, ShellInfo, SpawnedProcess, check_count
 
 if TYPE_CHECKING:
     from agentos.client.verbs import Verbs
 
+_TAKEN_SECONDS: Final = 1.0
+"""A reader that has all does not wait any longer to say so."""
 
-async def follow(read: Callable[[int], Awaitable[OutputPage]], cursor: int) -> AsyncIterator[OutputChunk]:
-    """Every chunk from `cursor` to the end. A page whose answer was lost is asked for again, by its cursor."""
+
+async def follow(
+    read: Callable[[int], Awaitable[OutputPage]],
+    cursor: int,
+    taken: Callable[[int], Awaitable[None]] | None = None,
+) -> AsyncIterator[OutputChunk]:
+    """Every chunk from `cursor` to the end. A page whose answer was lost is asked for again, by its cursor.
+
+    `taken` is called with the position of the end, once all was handed on.
+    """
     while True:
         page = await read(cursor)
         for chunk in page.events:
             yield chunk
         cursor = page.cursor
         if page.exited:
+            if taken is not None:
+                await taken(cursor)
             return
 
 
 class RemoteProcess:
     """A spawned process of a remote VM. Its verbs are the VM's, with the pid filled in."""
 
-    def __init__(self, vm: Verbs, pid: int, boot_id: str | None = None) -> None:
+    def __init__(self, vm: Verbs, pid: int, boot_id: str | None = None, *, lossless: bool = False) -> None:
         self.pid: int = pid
         self._vm = vm
+        self._lossless = lossless
         self._same = {"pid": pid, "boot_id": boot_id}
         """It alone is meant, not the process that has its pid after the VM has slept."""
         self._exit_code: int | None = None
@@ -56,7 +72,14 @@ class RemoteProcess:
         return follow(
             lambda position: self.read_output(position, max_bytes=STREAM_BYTES, wait=POLL_SECONDS),
             check_count("cursor", cursor),
+            self._taken if self._lossless else None,
         )
+
+    async def _taken(self, cursor: int) -> None:
+        """Let the server know that all was taken: else it is kept a while, as the last answer could have been lost."""
+        with contextlib.suppress(AgentOSError, TimeoutError):
+            async with asyncio.timeout(_TAKEN_SECONDS):
+                await self.read_output(cursor, max_bytes=1)
 
     async def read_output(
         self,

@@ -146,7 +146,7 @@ class Verbs:
             idempotency_key=key_or_new(idempotency_key),
             lossless=lossless,
         )
-        return RemoteProcess(self, pid, boot_id)
+        return RemoteProcess(self, pid, boot_id, lossless=lossless)
 
     async def write_process_stdin(
         self, pid: int, data: str | bytes, *, idempotency_key: str | None = None

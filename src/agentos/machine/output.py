@@ -16,6 +16,7 @@ from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable
 from operator import attrgetter
 
+from agentos.machine.retention import LATE_SECONDS, LEAST_UNREAD_BYTES, RETRY_SECONDS, Kept, Retention
 from agentos.model import OutputChunk, OutputPage, StreamName, check_count, check_seconds
 
 _BLOCK_COST = 256
@@ -50,6 +51,10 @@ class _Block:
         """Pairs: where in it begins what has arrived from when on."""
 
     @property
+    def end(self) -> int:
+        return self.position + len(self.data)
+
+    @property
     def cost(self) -> int:
         return len(self.data) + _BLOCK_COST + (len(self.marks) // 2 - 1) * _MARK_COST
 
@@ -76,31 +81,95 @@ class Attached:
 
 
 class OutputLog:
-    """The log of one process or shell. `max_bytes` bounds what is retained (at least the newest block)."""
+    """The log of one process or shell. `max_bytes` bounds what is retained (at least the newest block).
 
-    def __init__(self, max_bytes: int, *, lossless: bool = False) -> None:
+    With a `retention`, it is one of those that share its bounds.
+    """
+
+    def __init__(self, max_bytes: int, *, lossless: bool = False, retention: Retention | None = None) -> None:
         self.max_bytes = max_bytes
         self.lossless = lossless
+        self.retention = retention
+        self.counted = Kept()
+        """What `retention` counts of it."""
         self.start = 0
         """Position of the oldest byte retained."""
         self.end = 0
         """Position after the newest byte."""
         self.finished = False
         self.on_room: Callable[[], None] | None = None
-        """Called when a lossless log that was full has been read from."""
+        """Called when a lossless log that was full has been read from, and has room again."""
         self._blocks: list[_Block] = []
         self._first = 0
+        self._unread = 0
+        """Index of the first block that was not read to its end, where it is lossless."""
         self._cost = 0
         self._offsets: dict[StreamName, int] = {"stdout": 0, "stderr": 0}
         self._waiters: list[asyncio.Future[None]] = []
         self._attached: set[Attached] = set()
         self._asked: int | None = None
         self._consumed = 0
+        self._held = False
+        """Whether it was full when somebody looked."""
+        self._given_up = False
+        self._handed_out = False
+        """Whether the last page was asked for, so that whoever wants it has it, if the answer arrived."""
+        self._touched = 0.0
 
     @property
     def full(self) -> bool:
-        """A lossless log holds a bound's worth that was not read by all: nothing may be appended for now."""
-        return self.lossless and self.end - self._consumed >= self.max_bytes
+        """A lossless log holds a bound's worth that was not read by all: nothing may be appended for now.
+
+        Or not that much, but more than the least, while all lossless processes of the VM, or of all VMs, have too much.
+        """
+        if not self.lossless:
+            return False
+        unread = self.unread_bytes
+        if unread < LEAST_UNREAD_BYTES and unread < self.max_bytes:
+            return False
+        return unread >= self.max_bytes or (self.retention is not None and self.retention.crowded)
+
+    def has_room(self) -> bool:
+        """Whether more may be appended now; if not, `on_room` is called when it may."""
+        self._held = self.full
+        if self._held and self.retention is not None and self.unread_bytes < self.max_bytes:
+            self.retention.hold(self)
+        return not self._held
+
+    def look_again(self) -> None:
+        """There may be room again."""
+        if self._held and self.has_room() and self.on_room:
+            self.on_room()
+
+    @property
+    def unread_bytes(self) -> int:
+        """What a lossless log keeps for readers who may still come, with what it costs to keep it."""
+        if not self.lossless or self._given_up:
+            return 0
+        blocks = len(self._blocks) - self._unread
+        return self.end - self._consumed + _BLOCK_COST * max(0, blocks - 1)
+
+    @property
+    def kept(self) -> Kept:
+        """What it keeps beyond what a process that runs may keep for replay."""
+        unread = self.unread_bytes
+        droppable = self.finished and (not unread or self._first < self._unread)
+        replayed = max(0, self._cost - unread) if droppable else 0
+        return Kept(0, unread, replayed) if self._handed_out else Kept(unread, 0, replayed)
+
+    @property
+    def wanted_until(self) -> float:
+        """The moment (of time.monotonic) from which on nobody is expected to come for what is unread."""
+        return self._touched + (RETRY_SECONDS if self._handed_out else LATE_SECONDS)
+
+    def give_up(self) -> None:
+        """Nobody has come for what is unread: it is kept like what was read, as long as there is room."""
+        self._given_up = True
+        self._count()
+
+    def _count(self) -> None:
+        if self.retention is not None:
+            self.retention.count(self)
 
     def attach(self, cursor: int) -> Attached:
         """A reader at `cursor`, which a lossless log waits for; it reads with `peek`.
@@ -147,19 +216,23 @@ class OutputLog:
         self._cost += len(data)
         if self._cost > self.max_bytes:
             self._drop()
+        if self.lossless:
+            self._unread = min(self._unread, len(self._blocks) - 1)
+            self._count()
+            self.has_room()
         if self._waiters:
             self._wake()
 
     def _drop(self) -> None:
         while self._cost > self.max_bytes and len(self._blocks) - self._first > 1:
-            block = self._blocks[self._first]
-            if self.lossless and block.position + len(block.data) > self._consumed:
+            if self.lossless and self._first >= self._unread:
                 break
+            self._cost -= self._blocks[self._first].cost
             self._first += 1
-            self._cost -= block.cost
         self.start = self._blocks[self._first].position
         if self._first > 64 and self._first * 2 > len(self._blocks):
             del self._blocks[: self._first]
+            self._unread = max(0, self._unread - self._first)
             self._first = 0
 
     @property
@@ -168,16 +241,22 @@ class OutputLog:
         return self._cost
 
     def release(self) -> None:
-        """Drop all that is retained: who has not read it is told of a gap. A lossless log keeps what is unread."""
-        if self.lossless and self._consumed < self.end:
-            return
-        self._blocks.clear()
-        self._first = self._cost = 0
-        self.start = self.end
+        """Drop all that is retained: who has not read it is told of a gap.
+
+        A lossless log keeps what is unread, until nobody is expected to come for it any more.
+        """
+        keep = self._blocks[self._unread :] if self.unread_bytes else []
+        self._blocks = keep
+        self._first = self._unread = 0
+        self._cost = sum(block.cost for block in keep)
+        self.start = keep[0].position if keep else self.end
+        self._count()
 
     def finish(self) -> None:
         """Nothing will follow: readers at the end are told so."""
         self.finished = True
+        self._touched = time.monotonic()
+        self._count()
         self._wake()
 
     def _wake(self) -> None:
@@ -200,10 +279,15 @@ class OutputLog:
         A cursor beyond the end reads nothing; one before the oldest byte gets `truncated` and `skipped`.
         """
         self._note_asked(cursor)
-        return self.peek(cursor, max_bytes)
+        page = self.peek(cursor, max_bytes)
+        if self.lossless and page.exited and not self._handed_out:
+            self._handed_out = True
+            self._count()
+        return page
 
     def _note_asked(self, cursor: int) -> None:
         # What lies before was taken; what is answered now may get lost on its way, and be asked for again.
+        self._touched = time.monotonic()
         if self.lossless and (self._asked is None or cursor > self._asked):
             self._asked = min(cursor, self.end)
             self._look_consumed()
@@ -237,10 +321,13 @@ class OutputLog:
             positions.append(self._asked)
         consumed = min(positions, default=0)
         if consumed > self._consumed:
-            was_full = self.full
             self._consumed = consumed
-            if was_full and not self.full and self.on_room:
-                self.on_room()
+            blocks = self._blocks
+            while self._unread < len(blocks) and blocks[self._unread].end <= consumed:
+                self._unread += 1
+            self._touched = time.monotonic()
+            self._count()
+            self.look_again()
 
     async def wait(self, cursor: int) -> None:
         """Return when there is something after `cursor`, or nothing will follow."""
@@ -277,6 +364,7 @@ class OutputLog:
                 yield chunk
             cursor = page.cursor
             if page.exited:
+                self._note_asked(cursor)
                 return
             if not page.events:
                 await self.wait(cursor)

@@ -15,6 +15,7 @@ from agentos.machine.link import ExitEvent, Launch, Link
 from agentos.machine.once import WrittenOnce
 from agentos.machine.output import DEFAULT_PAGE_BYTES, OutputLog, check_page
 from agentos.machine.pipes import Reader, Writer
+from agentos.machine.retention import Retention
 from agentos.model import (
     ExitStatus,
     Limits,
@@ -175,6 +176,7 @@ class Process:
         link: Link,
         limits: Limits,
         oom_kills: Callable[[], int],
+        retention: Retention,
         *,
         timeout: float | None,
         lossless: bool,
@@ -183,7 +185,7 @@ class Process:
         """Start the program. Raises SpawnFailed when that can not be done; nothing is left then."""
         loop = link.loop
         self._ooms = oom_kills()
-        self.log = OutputLog(limits.log_bytes, lossless=lossless)
+        self.log = OutputLog(limits.log_bytes, lossless=lossless, retention=retention)
         (in_read, in_write), (out_read, out_write), (err_read, err_write) = (
             os.pipe2(os.O_CLOEXEC) for _ in range(3)
         )
@@ -197,7 +199,7 @@ class Process:
             for fd in (in_write, out_read, err_read):
                 os.close(fd)
             raise
-        keep_going = self._has_room if lossless else None
+        keep_going = self.log.has_room if lossless else None
         self._readers = [
             Reader(loop, out_read, self._stdout, _nothing, keep_going=keep_going),
             Reader(loop, err_read, self._stderr, _nothing, keep_going=keep_going),
@@ -226,9 +228,6 @@ class Process:
 
     def _stderr(self, data: bytes) -> None:
         self.log.append("stderr", data)
-
-    def _has_room(self) -> bool:
-        return not self.log.full
 
     def _resume(self) -> None:
         for reader in self._readers:

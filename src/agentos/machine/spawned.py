@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from agentos.errors import ProcessNotFound
 from agentos.machine.process import Process
+from agentos.machine.retention import Retention
 from agentos.model import Limits, SpawnedProcess
 
 _REMEMBERED_KEYS = 1024
@@ -15,10 +16,11 @@ _REMEMBERED_KEYS = 1024
 
 
 class Spawned:
-    """Of one VM, by pid. Bounded by the limits exited_processes and exited_log_bytes."""
+    """Of one VM, by pid. Bounded by the limit exited_processes; their output by `retention`."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self.retention = Retention(limits.exited_log_bytes, limits.lossless_bytes)
         self._processes: dict[int, Process] = {}
         self._exited: deque[int] = deque()
         self._keys: OrderedDict[str, asyncio.Future[Process]] = OrderedDict()
@@ -41,7 +43,7 @@ class Spawned:
     def add(self, process: Process) -> None:
         """One has started."""
         # A pid may come round again: the process that had it before is the one to forget.
-        self._processes.pop(process.pid, None)
+        self._forget(process.pid)
         self._processes[process.pid] = process
 
     def ended(self, process: Process) -> None:
@@ -50,17 +52,12 @@ class Spawned:
         while len(self._exited) > self._limits.exited_processes:
             oldest = self._exited.popleft()
             if oldest in self._processes and not self._processes[oldest].running:
-                del self._processes[oldest]
-        self._bound_exited_logs()
+                self._forget(oldest)
 
-    def _bound_exited_logs(self) -> None:
-        left = self._limits.exited_log_bytes
-        for pid in reversed(self._exited):
-            process = self._processes.get(pid)
-            if process is not None and not process.running:
-                if left <= 0:
-                    process.log.release()
-                left -= process.log.retained_bytes
+    def _forget(self, pid: int) -> None:
+        process = self._processes.pop(pid, None)
+        if process is not None:
+            self.retention.forget(process.log)
 
     async def once(self, key: str, spawn: Callable[[], Awaitable[Process]]) -> Process:
         """What the first `spawn` with this key started."""

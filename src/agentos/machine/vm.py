@@ -137,6 +137,7 @@ class VM(ExecVerbs, BackgroundVerbs, ShellVerbs):
             self._shell = shell
             self.spec = replace(self.spec, env={"SHELL": shell, **self.spec.env})
         self._attach(raw)
+        self._spawned.retention.join(self._host.retention())
         try:
             booted = await asyncio.shield(self.link.booted)
             if self.link.warm is not None:
@@ -236,6 +237,7 @@ class VM(ExecVerbs, BackgroundVerbs, ShellVerbs):
         if self._footprint is not None:
             self._footprint.stop()
         self._leftovers.close()
+        self._spawned.retention.close()
         if self._files is not None:
             self._files.close()
         if self._connections is not None:

@@ -76,7 +76,9 @@ class Application:
         await asyncio.shield(self._starting)
 
     async def _start(self) -> None:
-        host = self._host = self._host or Host()
+        host = self._host = self._host or Host(
+            exited_log_bytes=self.settings.exited_log_bytes, lossless_bytes=self.settings.lossless_bytes
+        )
         await host.ready()
         self.actors = Actors(
             self._kinds,

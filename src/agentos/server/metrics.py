@@ -82,6 +82,17 @@ class _Live:
         yield GaugeMetricFamily("agentos_previews", "Previews under way.", counters.previews)
         yield CounterMetricFamily("agentos_event_frames", "Events sent.", counters.event_frames)
         yield CounterMetricFamily("agentos_event_bytes", "Bytes of the events sent.", counters.event_bytes)
+        retention = self._actors.host.retention()
+        yield GaugeMetricFamily(
+            "agentos_exited_log_bytes",
+            "Output kept for replay of processes that have ended.",
+            retention.kept.replayed,
+        )
+        yield GaugeMetricFamily(
+            "agentos_lossless_bytes",
+            "Output of lossless processes that is kept until it is read.",
+            retention.kept.unread + retention.kept.handed_out,
+        )
         yield from _network(self._actors.host.traffic)
         yield CounterMetricFamily("agentos_gaps", "Times that a subscriber fell behind.", counters.gaps)
 

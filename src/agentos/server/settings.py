@@ -52,6 +52,11 @@ class Settings:
     """VMs running at once, those of the pool not counted."""
     reserve_disk_bytes: int = 1024 * MIB
     """Bytes free on the disk of the data directory below which no new VM is made; those that there are go on."""
+    exited_log_bytes: int = 512 * MIB
+    """Output of exited processes that is kept for replay, of all VMs together: that of the oldest goes first."""
+    lossless_bytes: int = 512 * MIB
+    """Output of lossless processes that nobody has read, of all VMs together. Beyond it nothing is lost: each that runs
+    waits for its reader once 64 KiB are unread."""
     pool: int = 2
     """VMs of each kind that are booted before they are asked for (0: none). One weighs what an idle VM weighs."""
 
@@ -61,6 +66,8 @@ class Settings:
                 "token", "(hidden)", "at least 8 characters of ASCII, without spaces around them"
             )
         check_count("pool", self.pool, most=1000)
+        check_count("exited_log_bytes", self.exited_log_bytes, least=1)
+        check_count("lossless_bytes", self.lossless_bytes, least=1)
         url = self.public_url
         if url is not None and (not isinstance(url, str) or not url.startswith(("http://", "https://"))):
             raise InvalidRequest.argument("public_url", url, "an http:// or https:// URL")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+import aiohttp
 import pytest
 
 from agentos import create_client
@@ -204,6 +205,34 @@ def test_output_survives_connections_that_break(url: str, breaking: Any) -> None
             expected = "".join(f"line {number}\n" for number in range(1, lines + 1))
             assert got.hexdigest() == hashlib.sha256(expected.encode()).hexdigest()
             assert cuts >= 3
+            await agent.destroy()
+
+    asyncio.run(main())
+
+
+def test_a_lossless_stream_that_was_followed_to_its_end_is_let_go(url: str) -> None:
+    """The server need not keep it for a reader that might not have got the last answer."""
+
+    async def main() -> None:
+        async with create_client(url) as client, aiohttp.ClientSession() as session:
+
+            async def kept() -> float:
+                async with session.get(f"{url}/metrics") as answer:
+                    text = await answer.text()
+                return float(
+                    next(
+                        one for one in text.splitlines() if one.startswith("agentos_lossless_bytes ")
+                    ).split()[1]
+                )
+
+            agent = client.vm.get_or_create(new_key())
+            size = 1_000_000
+            process = await agent.spawn("head", ["-c", str(size), "/dev/zero"], lossless=True)
+            await process.wait()
+            before = await kept()
+            assert before >= size
+            assert sum([len(one.data) async for one in process.output()]) == size
+            assert await kept() <= before - size
             await agent.destroy()
 
     asyncio.run(main())

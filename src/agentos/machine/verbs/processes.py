@@ -67,7 +67,8 @@ class BackgroundVerbs(VmParts):
         starts.begin()
         try:
             await starts.insist(lambda reserve: process.start(
-                self.link, self.spec.limits, starts.oom_kills, timeout=timeout, lossless=lossless, reserve=reserve,
+                self.link, self.spec.limits, starts.oom_kills, self._spawned.retention,
+                timeout=timeout, lossless=lossless, reserve=reserve,
             ))  # fmt: skip
         except BaseException:
             starts.end()
