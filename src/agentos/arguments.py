@@ -90,6 +90,12 @@ def _write_paths(name: str, value: Any) -> list[str]:
     return _write_texts(name, value)
 
 
+def _read_env(name: str, value: Any) -> dict[str, str]:
+    if isinstance(value, dict) and UNDEFINED in value.values():
+        value = {key: one for key, one in value.items() if one is not UNDEFINED}
+    return check_env(value, name)
+
+
 def _write_env(name: str, value: Any) -> dict[str, str]:
     return {
         _write_text(f"{name} variable", key): _write_text(f"{name}[{key!r}]", one)
@@ -191,9 +197,7 @@ PATH: Final = Kind(
 TEXTS: Final = Kind("Sequence[str]", "a list of text", _read_texts, _write_texts)
 PATHS: Final = Kind("Iterable[str]", "a list of paths", _read_texts, _write_paths)
 DATA: Final = Kind("str | bytes", "text or bytes", _read_data, _write_data)
-ENV: Final = Kind(
-    "Mapping[str, str]", "an object of text", lambda name, value: check_env(value, name), _write_env
-)
+ENV: Final = Kind("Mapping[str, str]", "an object of text", _read_env, _write_env)
 HEADERS: Final = ENV
 COUNT: Final = _counted("a whole number, 0 or more")
 POSITIVE: Final = _counted("a whole number above 0", 1)

@@ -16,7 +16,16 @@ import cbor2
 
 from agentos.wire.cbor_tags import EPOCH, NUMBER_ARRAYS, TAGS, element_size
 from agentos.wire.malformed import Bounds, check_size, malformed
-from agentos.wire.values import SAFE_INTEGER, UNDEFINED, Form, big_integer, check_big, encode_tree, whole
+from agentos.wire.values import (
+    SAFE_INTEGER,
+    UNDEFINED,
+    Form,
+    big_integer,
+    check_big,
+    clean,
+    encode_tree,
+    whole,
+)
 
 _SHORT: Final = 2**32
 
@@ -242,5 +251,10 @@ class _Reader:
 def _text(data: memoryview) -> str:
     try:
         return str(data, "utf-8")
+    except UnicodeDecodeError:
+        pass
+    try:
+        # JavaScript's text may have half of a pair, where it was cut in two; clients send it so, as JSON can too.
+        return clean(str(data, "utf-8", "surrogatepass"))
     except UnicodeDecodeError:
         raise malformed("CBOR: text that is not UTF-8") from None

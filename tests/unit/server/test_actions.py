@@ -120,6 +120,8 @@ def test_null_and_undefined_are_not_given() -> None:
     """JavaScript callers skip arguments with undefined."""
     spawn = actions.find("spawn")
     assert spawn.read_arguments(["ls", UNDEFINED, {"cwd": None, "user": UNDEFINED}]) == {"command": "ls"}
+    env = {"A": "1", "B": UNDEFINED}
+    assert spawn.read_arguments(["ls", [], {"env": env}])["env"] == {"A": "1"}
 
 
 @pytest.mark.parametrize(

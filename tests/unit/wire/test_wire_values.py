@@ -161,6 +161,19 @@ def test_lone_surrogates(name: str) -> None:
     assert ENCODINGS[name].decode_body(HttpActionResponse, body).output == {"a\ufffd": ["\ufffd€"]}
 
 
+@pytest.mark.parametrize(
+    ("name", "frame"),
+    [
+        ("json", b'{"args":["a\\ud83d"]}'),
+        ("cbor", b"\xa1\x64args\x81\x64a\xed\xa0\xbd"),
+        ("bare", b"\x04\x00\x06\x81\x64a\xed\xa0\xbd"),
+    ],
+)
+def test_half_of_a_pair(name: str, frame: bytes) -> None:
+    """Text that JavaScript has cut within a character arrives, as U+FFFD, however its client encodes it."""
+    assert list(ENCODINGS[name].decode_body(HttpActionRequest, frame).args) == ["a\ufffd"]
+
+
 def _nested(depth: int) -> Any:
     value: Any = 1
     for _ in range(depth):
