@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from agentos.actions import ACTIONS
-from agentos.client import aio, calls
+from agentos.client import aio, calls, patience
 from agentos.client import sync as blocking
 from agentos.client.transport import proxy_for
 from agentos.errors import ConnectionLost, InvalidRequest
@@ -174,6 +174,7 @@ class CutOff:
     """A way to a server on which connections break before the answers of all but small pages are through."""
 
     reached = True
+    closed = False
 
     def __init__(self) -> None:
         self.asked: list[int] = []
@@ -188,8 +189,109 @@ class CutOff:
 
 def test_a_page_that_is_cut_off_is_asked_for_in_smaller_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A large one might never come through."""
-    monkeypatch.setattr(calls, "_DELAYS", (0.0,) * 6)
+    monkeypatch.setattr(patience, "_DELAYS", (0.0,))
     way = CutOff()
     page = asyncio.run(calls.ask(way, "read_process_output", pid=1, cursor=0, max_bytes=2**20, wait=0.0))
     assert page.exited
     assert way.asked == [2**20, 2**19, 2**18, 2**17, 2**16]
+
+
+class Hours:
+    """A clock that a try moves on by so many seconds, and a way to a server that is never through."""
+
+    reached = True
+    closed = False
+
+    def __init__(self, failure: ConnectionLost, each: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.failure = failure
+        self.each = each
+        self.now = 0.0
+        self.tries = 0
+        monkeypatch.setattr(patience, "_DELAYS", (0.0,))
+        monkeypatch.setattr("agentos.client.patience.time.monotonic", lambda: self.now)
+
+    async def call(self, name: str, args: tuple[Any, ...], wait: float | None) -> Any:
+        self.now += self.each
+        self.tries += 1
+        raise self.failure
+
+
+@pytest.mark.parametrize(
+    ("failure", "least", "most"),
+    [
+        (ConnectionLost("broke"), patience.PATIENCE_SECONDS, patience.PATIENCE_SECONDS + 1),
+        (ConnectionLost("nobody", reason="connection refused"), patience.AWAY_SECONDS, patience.AWAY_SECONDS + 1),
+    ],
+)  # fmt: skip
+def test_patience_is_a_time_not_a_number_of_tries(
+    failure: ConnectionLost, least: float, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer where the server takes connections than where nobody does."""
+    way = Hours(failure, 0.1, monkeypatch)
+    with pytest.raises(ConnectionLost):
+        asyncio.run(calls.ask(way, "list_processes"))
+    assert least <= way.now - 0.1 <= most
+    assert way.tries > 100
+
+
+def test_who_was_closed_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much patience there would be."""
+    way = Hours(ConnectionLost("the client was closed"), 0.1, monkeypatch)
+    way.closed = True
+    with pytest.raises(ConnectionLost):
+        asyncio.run(calls.ask(way, "list_processes"))
+    assert way.tries == 1
+
+
+def _lost(endpoint: str) -> ConnectionLost:
+    async def ask() -> None:
+        async with aio.create_client(endpoint) as client:
+            await client.list()
+
+    with pytest.raises(ConnectionLost) as caught:
+        asyncio.run(ask())
+    return caught.value
+
+
+@pytest.mark.usefixtures("no_proxy")
+@pytest.mark.parametrize(
+    ("endpoint", "reason"),
+    [
+        ("http://127.0.0.1:9", "connection refused"),
+        ("http://localhost:9", "connection refused"),
+        ("http://nobody.invalid:6420", "there is no host of this name"),
+    ],
+)
+def test_why_nobody_answers_is_said_in_words(endpoint: str, reason: str) -> None:
+    """One sentence, with the address."""
+    lost = _lost(endpoint)
+    assert lost.message == f"nobody answers at {endpoint}: {reason}"
+    assert lost.details["reason"] == reason
+
+
+@pytest.mark.usefixtures("no_proxy")
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"", "closed before an answer came"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf", "closed in the middle of an answer"),
+    ],
+)
+def test_why_a_connection_broke_is_said_in_words(answer: bytes, reason: str) -> None:
+    """Likewise; there is somebody at the address, so no `reason` is among the details."""
+
+    async def ask() -> ConnectionLost:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            writer.close()
+
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            endpoint = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            async with aio.create_client(endpoint) as client:
+                with pytest.raises(ConnectionLost) as caught:
+                    await client.list()
+        assert caught.value.message == f"the connection to {endpoint} broke: {reason}"
+        return caught.value
+
+    assert "reason" not in asyncio.run(ask()).details

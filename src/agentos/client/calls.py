@@ -7,6 +7,7 @@ import uuid
 from typing import Any, Final, Protocol
 
 from agentos.actions import BY_METHOD
+from agentos.client.patience import Patience
 from agentos.errors import AgentOSError, ConnectionLost, InvalidRequest
 from agentos.wire.failures import COME_BACK
 
@@ -17,8 +18,6 @@ STREAM_BYTES: Final = 1024 * 1024
 POLL_SECONDS: Final = 20.0
 """Longest time that one request waits on the server: a dead connection is noticed soon after."""
 
-_DELAYS: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-"""Seconds before each further try."""
 _READS: Final = frozenset((
     "wait_process", "list_processes", "get_process", "read_process_output", "all_processes", "process_tree",
     "wait_shell", "list_shells", "read_shell", "read_file", "read_files", "stat", "readdir", "readdir_entries",
@@ -39,6 +38,10 @@ class Caller(Protocol):
     def reached(self) -> bool:
         """Whether there was ever a server. Where nobody has taken a connection yet, nobody is waited for."""
 
+    @property
+    def closed(self) -> bool:
+        """Whether it leads nowhere any more, however often it is tried."""
+
     async def call(self, name: str, args: tuple[Any, ...], wait: float | None) -> Any:
         """The output of an action, once; `wait`: seconds that the server may take, where that is known.
 
@@ -55,11 +58,15 @@ async def ask(caller: Caller, method: str, /, *, patience: float | None = None, 
     args = _arguments(method, values)
     wait = values.get("wait", patience)
     harmless = method in _READS or "idempotency_key" in values
-    for delay in _DELAYS:
+    trying = Patience()
+    while True:
         try:
             return action.result.read(await caller.call(action.name, args, wait))
-        except ConnectionLost:
+        except ConnectionLost as error:
             if not harmless or not caller.reached:
+                raise
+            delay = trying.delay(error)
+            if delay is None or caller.closed:
                 raise
             if method in _PAGES and values.get("max_bytes", 0) > _LEAST_PAGE_BYTES:
                 values["max_bytes"] = max(values["max_bytes"] // 2, _LEAST_PAGE_BYTES)
@@ -67,8 +74,10 @@ async def ask(caller: Caller, method: str, /, *, patience: float | None = None, 
         except AgentOSError as error:
             if error.code != _GOING_AWAY:
                 raise
+            delay = trying.delay(error)
+            if delay is None:
+                raise
         await asyncio.sleep(delay)
-    return action.result.read(await caller.call(action.name, args, wait))
 
 
 def key_or_new(key: str | None) -> str:

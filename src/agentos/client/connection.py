@@ -14,6 +14,7 @@ import aiohttp
 from yarl import URL
 
 from agentos.client.events import read_event
+from agentos.client.patience import Patience
 from agentos.client.transport import Way
 from agentos.client.verbs import Verbs
 from agentos.errors import AgentOSError, ConnectionLost
@@ -29,8 +30,6 @@ _OPEN_SECONDS: Final = 15.0
 _PING_SECONDS: Final = 40.0
 """Silence after which the server is asked for a sign of life, for which it has half as long."""
 _CLOSE_SECONDS: Final = 1.0
-_DELAYS: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 5.0, 5.0)
-"""Seconds before each further try to open the connection again."""
 _MOST_QUEUED: Final = 1024
 """Events that wait for their handlers, beyond which nothing more is read (unless an action waits for its answer)."""
 _FRAME_BYTES: Final = 1024 * 1024 * 1024
@@ -80,6 +79,11 @@ class Link:
     def reached(self) -> bool:
         """Whether it was ever open."""
         return self._actor is not None
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is over."""
+        return self.error is not None
 
     async def open(self) -> None:
         """Open the first WebSocket. Raises the error that the server refuses it with, or ConnectionLost."""
@@ -181,7 +185,7 @@ class Link:
     # -- WebSockets
 
     async def _run(self, opened: asyncio.Future[None]) -> None:
-        tries = 0
+        trying = Patience()
         while True:
             try:
                 await self._one_socket(opened)
@@ -190,16 +194,18 @@ class Link:
                 failure = error
             before = self._state.open
             self._fail(self._state.dropped(), failure)
-            tries = 1 if before else tries + 1
+            if before:
+                trying.rewarded()
             stay_away = not isinstance(failure, ConnectionLost) and not before
             if not opened.done():
                 opened.set_exception(failure)
                 self._end(failure)
                 return
-            if stay_away or tries > len(_DELAYS) or self.way.transport.closed:
+            delay = None if stay_away or self.way.closed else trying.delay(failure)
+            if delay is None:
                 self._end(failure)
                 return
-            await asyncio.sleep(_DELAYS[tries - 1])
+            await asyncio.sleep(delay)
 
     async def _one_socket(self, opened: asyncio.Future[None]) -> None:
         """Serve one WebSocket to its end. Raises AgentOSError where it was not even opened."""
@@ -216,8 +222,10 @@ class Link:
                 )  # fmt: skip
         except AgentOSError:  # some are an OSError too
             raise
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise transport.unreachable(error) from None
+        except TimeoutError:
+            raise transport.unreachable("timed out") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise transport.lost(error) from None
         async with socket:
             self._socket = socket
             try:
@@ -239,8 +247,11 @@ class Link:
                 return
             error = error_of_close(closed.code, closed.reason)
             raise (ConnectionLost(error.message) if reconnects(closed.reason) else error) from None
-        except TimeoutError as error:
-            raise self.way.transport.unreachable(error) from None
+        except TimeoutError:
+            raise ConnectionLost(
+                f"{self.way.transport.endpoint} took a connection and said nothing",
+                endpoint=self.way.transport.endpoint,
+            ) from None
 
     async def _take(self, frame: Frame, opened: asyncio.Future[None]) -> None:
         received = self._state.receive(frame)

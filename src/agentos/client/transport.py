@@ -12,6 +12,7 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 from yarl import URL
 
+from agentos.client.reasons import never_began, reason_of
 from agentos.errors import ConnectionLost, InvalidRequest, VmNotFound
 from agentos.wire.address import Action, ById, ByKey, Target, gateway_path
 from agentos.wire.encodings import BARE_BYTES, decode_http_error
@@ -86,15 +87,10 @@ class Transport:
                 method, url, data=data, timeout=timeout, allow_redirects=False
             ) as response:
                 body = await response.read()
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise self.unreachable(error) from None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             self._check_open(error)
-            self.reached = True
-            said = str(error) or type(error).__name__
-            raise ConnectionLost(
-                f"the connection to {self.endpoint} broke: {said}", endpoint=self.endpoint
-            ) from None
+            self.reached = self.reached or not never_began(error)
+            raise self.lost(error) from None
         except RuntimeError as error:
             self._check_open(error)
             raise
@@ -108,23 +104,35 @@ class Transport:
         if self.closed:
             raise ConnectionLost("the client was closed") from error
 
-    def unreachable(self, error: Exception) -> ConnectionLost:
-        """What to say when no connection came about."""
-        said = str(error) or type(error).__name__
+    def lost(self, error: Exception) -> ConnectionLost:
+        """What to say when no connection came about (then with a `reason`), or when one broke."""
+        if isinstance(error, aiohttp.WSServerHandshakeError):
+            return self._stranger(error.status)
+        if not never_began(error):
+            return ConnectionLost(
+                f"the connection to {self.endpoint} broke: {reason_of(error)}", endpoint=self.endpoint
+            )
+        return self.unreachable(reason_of(error))
+
+    def unreachable(self, reason: str) -> ConnectionLost:
+        """What to say when nobody answers."""
         return ConnectionLost(
-            f"nobody answers at {self.endpoint} ({said})", endpoint=self.endpoint,
+            f"nobody answers at {self.endpoint}: {reason}", endpoint=self.endpoint, reason=reason,
             remedy="start a server with `agentos serve`",
         )  # fmt: skip
+
+    def _stranger(self, status: int) -> ConnectionLost:
+        return ConnectionLost(
+            f"{self.endpoint} is no agentos server: it answered {status}",
+            endpoint=self.endpoint,
+            status=status,
+        )
 
     def _failure(self, status: int, content_type: str, body: bytes) -> Exception:
         try:
             failure = decode_http_error(BARE_BYTES, content_type, body)
         except MalformedMessage:
-            return ConnectionLost(
-                f"{self.endpoint} is no agentos server: it answered {status}",
-                endpoint=self.endpoint,
-                status=status,
-            )
+            return self._stranger(status)
         self.reached = True
         return error_of(failure)
 
@@ -180,6 +188,11 @@ class Way:
     def reached(self) -> bool:
         """Whether there was ever a server."""
         return self.transport.reached
+
+    @property
+    def closed(self) -> bool:
+        """Whether the client was closed."""
+        return self.transport.closed
 
     async def resolve(self) -> Target:
         """The VM as an address can name it. A key with a comma in it is asked for first."""

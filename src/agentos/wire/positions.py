@@ -67,8 +67,9 @@ def _is_count(value: object) -> bool:
 @dataclass(slots=True)
 class _Position:
     cursor: int
-    scope: str
-    id: Any
+    scope: str | None = None
+    """None: nothing was told of this stream yet."""
+    id: Any = None
 
 
 @dataclass(slots=True)
@@ -92,7 +93,7 @@ class Positions:
             serial: _Position(cursor, scope, one_id) for serial, cursor, scope, one_id in answer["positions"]
         }
         same = answer["epoch"] == self.epoch
-        lost = [one for serial, one in self._streams.items() if not (same and serial in found)]
+        lost = [one for serial, one in self._streams.items() if one.scope and not (same and serial in found)]
         self.epoch, self.after, self._streams = answer["epoch"], answer["after"], found
         return [_lost(one) for one in lost]
 
@@ -100,17 +101,21 @@ class Positions:
         """Remember what an event tells of its stream."""
         payload = args[0] if len(args) == 1 else None
         serial = payload.get("serial") if isinstance(payload, dict) else None
-        if payload is None or serial is None:
+        if payload is None or not isinstance(serial, int) or not _is_count(serial):
             return
+        # Those that began before it and have been silent so far have not been told to their ends.
+        for silent in range(max(self.after + 1, serial - MOST_STREAMS), serial):
+            self._streams[silent] = _Position(0)
         self.after = max(self.after, serial)
+        known = self._streams.get(serial)
         if name in _ENDS:
             self._streams.pop(serial, None)
-        elif serial in self._streams:
-            self._streams[serial].cursor = payload["cursor"]
+        elif known is not None and known.scope is not None:
+            known.cursor = payload["cursor"]
         else:
             self._streams[serial] = _Position(payload["cursor"], *_whose(payload))
-            if len(self._streams) > MOST_STREAMS:
-                del self._streams[next(iter(self._streams))]
+        while len(self._streams) > MOST_STREAMS:
+            del self._streams[next(iter(self._streams))]
 
 
 def _whose(payload: Mapping[str, Any]) -> tuple[str, Any]:

@@ -284,6 +284,35 @@ def test_events_survive_connections_that_break(url: str, breaking: Any) -> None:
     asyncio.run(main())
 
 
+def test_events_of_a_process_that_was_silent_before_a_cut(url: str, breaking: Any) -> None:
+    """It began before one that was heard of, and is told of when it speaks."""
+
+    async def main() -> None:
+        async with breaking.serving(), create_client(breaking.url) as client, create_client(url) as direct:
+            key = new_key()
+            agent = direct.vm.get_or_create(key)
+            await agent.exec("true")
+            got: dict[int, bytes] = {}
+            ends: list[int] = []
+            async with client.vm.get_or_create(key).connect() as connection:
+                connection.on(
+                    "processOutput", lambda one: got.update({one.pid: got.get(one.pid, b"") + one.data})
+                )
+                connection.on("processExit", lambda event: ends.append(event.pid))
+                await connection.exec("true")
+                silent = await agent.spawn("sh", ["-c", "read line; echo $line"])
+                short = await agent.spawn("echo", ["short"])
+                await until(lambda: ends == [short.pid])
+                breaking.cut()
+                assert len(await connection.list_processes()) == 2
+                await silent.write_stdin("late\n")
+                await until(lambda: ends == [short.pid, silent.pid])
+                assert got == {short.pid: b"short\n", silent.pid: b"late\n"}
+            await agent.destroy()
+
+    asyncio.run(main())
+
+
 def test_what_a_restarted_server_has_lost_is_told(start: Callable[..., AbstractContextManager[str]]) -> None:
     """A streamError for each process whose end will never be told."""
 

@@ -44,6 +44,18 @@ def test_what_came_is_asked_for_no_more() -> None:
     assert read_resumption((request,)) == Resumption("e", 5, {1: 90, 4: 9})
 
 
+def test_a_stream_that_was_silent_is_asked_for_from_its_beginning() -> None:
+    """Though a later one has been told of: it has not been told to its end. Where it is gone, nobody knows its name."""
+    positions = Positions()
+    positions.resumed({"epoch": "e", "after": 2, "positions": [[1, 50, "process", 10]]})
+    positions.note("processOutput", output(5, 7))
+    positions.note("processExit", ({"pid": 50, "exitCode": 0, "serial": 5},))
+    positions.note("processOutput", output(4, 3))
+    assert positions.request() == {"epoch": "e", "after": 5, "positions": [[1, 50], [3, 0], [4, 3]]}
+    answer = {"epoch": "e", "after": 5, "positions": [[1, 50, "process", 10]]}
+    assert [one["id"] for one in positions.resumed(answer)] == [40]
+
+
 def test_what_the_server_no_longer_has_is_told() -> None:
     """Streams that it does not name any more; all of them where its numbers are new."""
     positions = Positions()
@@ -66,6 +78,11 @@ def test_positions_are_bounded() -> None:
         positions.note("processOutput", output(serial, 1))
     assert len(positions.request()["positions"]) == MOST_STREAMS
     assert read_resumption((positions.request(),)) is not None
+    positions.note("processOutput", output(2**60, 1))
+    request = positions.request()
+    assert len(request["positions"]) == MOST_STREAMS
+    assert request["positions"][-1] == [2**60, 1]
+    assert read_resumption((request,)) is not None
 
 
 @pytest.mark.parametrize(
