@@ -30,7 +30,7 @@ _SOL_SOCKET, _SCM_RIGHTS, _MSG_NOSIGNAL = socket.SOL_SOCKET, socket.SCM_RIGHTS, 
 _CMSG_BYTES = socket.CMSG_SPACE(MAX_FDS * 4)
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
-_decode = json.JSONDecoder().decode
+_decode = json.JSONDecoder().raw_decode
 
 
 class ChannelBroken(ConnectionError):
@@ -61,10 +61,11 @@ def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None
 
 def _message(body: bytes | bytearray) -> Message:
     try:
-        message = _decode(body.decode("ascii"))
+        text = body.decode("ascii")
+        message, end = _decode(text)
     except (ValueError, RecursionError) as error:
         raise ChannelBroken("frame holds no JSON") from error
-    if not isinstance(message, dict):
+    if not isinstance(message, dict) or end != len(text):
         raise ChannelBroken("frame holds no object")
     return message
 

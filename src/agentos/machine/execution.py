@@ -7,7 +7,6 @@ left behind may hold the pipes open for ever: it is named in the result, and its
 
 from __future__ import annotations
 
-import asyncio
 import codecs
 import os
 import time
@@ -21,8 +20,6 @@ from agentos.machine.link import Launch, Link
 from agentos.machine.pipes import Reader, Writer
 from agentos.model import Encoding, ExecResult, ExitStatus, OnLeaderExit, Orphan, Reason
 
-_LISTEN_AFTER = 0.002
-"""Seconds after which a running command's output is read as it comes; before, the pipes hold it."""
 _LIMIT_OF = {"oom": "memory_bytes", "outputLimit": "runaway_bytes"}
 
 
@@ -86,20 +83,27 @@ class Execution:
         self._captures = (Capture(options.max_output_bytes), Capture(options.max_output_bytes))
         self._deadlines: Deadlines | None = None
         self._launch: Launch | None = None
-        self._listen_timer: asyncio.TimerHandle | None = None
         self._readers: list[Reader] = []
         self._writer: Writer | None = None
-        self._pipes_ended = 0
-        self._all_ended: asyncio.Future[None] | None = None
 
     async def run(self, program: Program, *, keep: Callable[[Reader], None]) -> ExecResult:
         """Run to the end. `keep` takes over pipes that children still hold."""
-        began = time.monotonic()
-        launch = self._start(program)
+        began, options = time.monotonic(), self._options
+        launch = self._launch = self._start(program)
         try:
             # What follows runs beside the program's own start.
             ooms = self._oom_kills()
-            self._watch()
+            # Most commands have ended before, with all that they wrote still in the pipes: one wakeup instead of five.
+            launch.on_started = self._listen
+            if (
+                options.timeout is not None
+                or options.idle_timeout is not None
+                or options.cpu_timeout is not None
+            ):
+                self._deadlines = Deadlines(
+                    self._link.loop, self._stop, wall=options.timeout, idle=options.idle_timeout,
+                    cpu=options.cpu_timeout, cpu_used=self._cpu_used,
+                )  # fmt: skip
             if self._writer is not None:
                 await self._feed_stdin()
             event = await launch.exited
@@ -124,37 +128,27 @@ class Execution:
             self._clean_up(keep)
 
     def _start(self, program: Program) -> Launch:
-        pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3 if self._options.stdin is not None else 2)]
-        theirs = [write for _, write in pipes[:2]]
-        if self._options.stdin is not None:
-            theirs.insert(0, pipes[2][0])
-        ours = [pipes[0][0], pipes[1][0]] + ([pipes[2][1]] if len(pipes) > 2 else [])
-        for fd in ours:
-            os.set_blocking(fd, False)
-        job = program.job(quiet=True)
-        try:
-            launch = self._launch = self._link.launch(job, theirs, reserve=self._reserve)
-        except BaseException:
-            for fd in ours:
-                os.close(fd)
-            raise
+        loop, stdin = self._link.loop, self._options.stdin
+        stdout, stdout_end = os.pipe2(os.O_CLOEXEC)
+        stderr, stderr_end = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(stdout, False)
+        os.set_blocking(stderr, False)
         self._readers = [
-            Reader(self._link.loop, fd, sink, self._pipe_ended, listen=False)
-            for fd, sink in zip(ours, (self._stdout, self._stderr), strict=False)
+            Reader(loop, stdout, self._stdout, _nothing, listen=False),
+            Reader(loop, stderr, self._stderr, _nothing, listen=False),
         ]
-        if self._options.stdin is not None:
-            self._writer = Writer(self._link.loop, ours[2], len(self._options.stdin) + 1)
-        return launch
-
-    def _watch(self) -> None:
-        loop, options = self._link.loop, self._options
-        # Most commands have ended by then, with all that they wrote still in the pipes: one wakeup instead of five.
-        self._listen_timer = loop.call_later(_LISTEN_AFTER, self._listen)
-        if options.timeout is not None or options.idle_timeout is not None or options.cpu_timeout is not None:
-            self._deadlines = Deadlines(
-                loop, self._stop, wall=options.timeout, idle=options.idle_timeout, cpu=options.cpu_timeout,
-                cpu_used=self._cpu_used,
-            )  # fmt: skip
+        theirs = [stdout_end, stderr_end]
+        if stdin is not None:
+            stdin_end, ours = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(ours, False)
+            self._writer = Writer(loop, ours, len(stdin) + 1)
+            theirs.insert(0, stdin_end)
+        try:
+            return self._link.launch(program.job(quiet=True), theirs, reserve=self._reserve)
+        except BaseException:
+            for end in (*self._readers, *([self._writer] if self._writer else ())):
+                end.close()
+            raise
 
     def _listen(self) -> None:
         for reader in self._readers:
@@ -183,11 +177,6 @@ class Execution:
         if capture.total > self._options.runaway_bytes and not self._stopped:
             self._stop("outputLimit")
 
-    def _pipe_ended(self) -> None:
-        self._pipes_ended += 1
-        if self._pipes_ended == 2 and self._all_ended and not self._all_ended.done():
-            self._all_ended.set_result(None)
-
     def _stop(self, reason: Reason) -> None:
         if self._stopped is None and self._launch is not None:
             self._stopped = reason
@@ -195,7 +184,7 @@ class Execution:
 
     async def _cpu_used(self) -> float:
         assert self._launch is not None
-        self._link.look_up(self._launch)
+        await self._link.started(self._launch)
         answer = await self._link.request("usage", mark=self._launch.mark)
         return float(answer["cpu_ms"]) / 1000
 
@@ -236,8 +225,6 @@ class Execution:
     def _clean_up(self, keep: Callable[[Reader], None]) -> None:
         if self._launch:
             self._link.release(self._launch)
-        if self._listen_timer:
-            self._listen_timer.cancel()
         if self._deadlines:
             self._deadlines.cancel()
         if self._writer:
@@ -245,3 +232,7 @@ class Execution:
         for reader in self._readers:
             if reader.open:
                 keep(reader)
+
+
+def _nothing() -> None:
+    """The end of a pipe tells nothing: a child may close it, or keep it."""

@@ -32,6 +32,10 @@ class Program(NamedTuple):
     as_bash: bool = False
     """Whether it is started in bash's place, and so finds in its environment what bash would have added."""
 
+    def in_place_of_bash(self, words: list[str]) -> Program:
+        """The program that bash would turn into, of the same directory, environment and user."""
+        return Program(words, self.cwd, self.env, self.user, None, True)
+
     def job(self, **stdio: Any) -> dict[str, Any]:
         """The spawner's job; `stdio` is its stdin or pty entry."""
         uid = UIDS[self.user]
@@ -53,6 +57,20 @@ def check_program(
 ) -> Program:
     """The program to run, or InvalidRequest or LimitExceeded naming what is wrong with the request."""
     argv = [check_text("command", command, empty=False), *check_args(args)]
+    return program_of(spec, argv, None, cwd=cwd, env=env, user=user, terminal=terminal)
+
+
+def program_of(
+    spec: VmSpec,
+    argv: list[str],
+    path: str | None,
+    *,
+    cwd: object,
+    env: object,
+    user: object,
+    terminal: bool = False,
+) -> Program:
+    """As `check_program`, with arguments that were checked, and where the program is, if that is known."""
     who = check_user(user, spec.user)
     directory = HOME if cwd is None else check_text("cwd", cwd, empty=False)
     if not directory.startswith("/"):
@@ -68,7 +86,7 @@ def check_program(
     if size > spec.limits.argument_bytes:
         said = f"command, arguments and environment have {size} bytes"
         raise LimitExceeded.of("argument_bytes", size, spec.limits.argument_bytes, said)
-    return Program(argv, directory, environment, who)
+    return Program(argv, directory, environment, who, path)
 
 
 def check_args(args: object) -> list[str]:
@@ -105,7 +123,8 @@ def _user_env(user: str, home: str) -> dict[str, str]:
         "LOGNAME": user,
         "SHELL": BASH,
         # Of the locale only the encoding: the other categories would load a dozen files into every program.
-        "LC_CTYPE": "C.UTF-8",
+        # As its files are named: another spelling is looked for in vain in each program first.
+        "LC_CTYPE": "C.utf8",
     }
 
 

@@ -179,7 +179,9 @@ class Launch:
         self.mark = 0
         """What all its descendants carry; known once it has started."""
         self.attempted = 0
-        """The mark that it was about to be started with."""
+        """The mark that it was about to be started with, by the journal."""
+        self.noted_pid = 0
+        """What pid it got, by the journal."""
         self.error: SpawnFailed | None = None
         self.master_fd = -1
         """The pty's master, until somebody takes it."""
@@ -189,6 +191,8 @@ class Launch:
         self.kill_wanted = False
         self.kills_under_way = 0
         self.released = False
+        self.on_started: Callable[[], None] | None = None
+        """Called when it is known to run: of a quiet one, only when it has not ended soon."""
         self._link = link
         self.asked_for = False
         """Whether its spawner was to say what became of it, because nothing was known of it yet."""
@@ -202,6 +206,8 @@ class Launch:
         if fds:
             self.master_fd = fds.pop()
         self._settle()
+        if self.on_started:
+            self.on_started()
         if self.kill_wanted:
             self._link.kill_soon(self)
 
@@ -219,7 +225,7 @@ class Launch:
             self.exited.set_result(ExitEvent(0, signal.SIGKILL, 0.0, 0, ()))
 
     def note_exit(self, end: ExitEvent, orphans: tuple[tuple[int, str], ...]) -> None:
-        """Its leader has been reaped. Where nobody has asked, its pid is not known."""
+        """Its leader has been reaped. Of a quiet one that ended soon, the pid is not known."""
         self._settle()
         if not self.exited.done():
             self.exited.set_result(ExitEvent(self.pid, end.status, end.cpu_ms, end.max_rss_bytes, orphans))
@@ -291,7 +297,6 @@ class Spawner:
     def _look_after(self) -> None:
         """Once in a while: a launch of which nothing is known must be known by the next look."""
         self._watchdog = None
-        self.read_journal()
         unknown = [launch for launch in self.launches.values() if not launch.settled.done()]
         if any(launch.asked_for for launch in unknown):
             self.give_up()
@@ -302,8 +307,8 @@ class Spawner:
         if self.launches:
             self._watchdog = self._link.loop.call_later(LAUNCH_SECONDS, self._look_after)
 
-    def read_journal(self, also: Launch | None = None) -> None:
-        """Learn pid and mark of the quiet jobs that were started since the last time."""
+    def _read_journal(self) -> None:
+        """Learn what the spawner was about to start since the last time, and what became of it."""
         try:
             entries = os.read(self._journal_fd, 65536) if self._journal_fd >= 0 else b""
         except BlockingIOError:
@@ -311,12 +316,9 @@ class Spawner:
         for number, pid, mark in JOURNAL_ENTRY.iter_unpack(
             entries[: len(entries) - len(entries) % JOURNAL_ENTRY.size]
         ):
-            launch = also if also and also.number == number else self.launches.get(number)
-            if launch is not None and pid:
-                if not launch.settled.done() and pid <= _MAX_PID:
-                    launch.note_started({"pid": pid, "mark": mark}, [])
-            elif launch is not None:
-                launch.attempted = mark
+            if number in self.launches and pid <= _MAX_PID:
+                launch = self.launches[number]
+                launch.attempted, launch.noted_pid = mark, pid
 
     def send(self, message: Message) -> None:
         """Send anything else."""
@@ -324,23 +326,15 @@ class Spawner:
 
     def _received(self, message: Message, fds: list[int]) -> None:
         try:
-            if WARM_UP in (message.get("exited"), message.get("failed")):
-                self._link.note_warm()
-            elif "exited" in message:
-                end, strangers = exit_of(message), bool(message["strangers"])
-                launch = self.launches.pop(message["exited"])
-                self._exits += 1
-                if self._link.on_disk is not None:
-                    self._link.on_disk(message.get("full"))
-                if strangers or self._exits % _JOURNAL_READ_EVERY == 0:
-                    self.read_journal(also=launch)
-                self._link.leader_exited(launch, end, strangers=strangers)
-            elif "told" in message:
-                self.read_journal()
+            if "exited" in message:
+                self._exited(message)
             elif "started" in message:
-                self.launches[message["started"]].note_started(message, fds)
+                if message["started"] != WARM_UP:
+                    self.launches[message["started"]].note_started(message, fds)
             elif "failed" in message:
                 self._failed(message)
+            elif "journal" in message:
+                self._read_journal()
             elif "reaped" in message:
                 self.wake_watchers()
             else:
@@ -352,9 +346,27 @@ class Spawner:
             for fd in fds:
                 os.close(fd)
 
+    def _exited(self, message: Message) -> None:
+        number = message["exited"]
+        if number == WARM_UP:
+            self._link.note_warm()
+            return
+        end, strangers = exit_of(message), bool(message["strangers"])
+        if strangers and not self.launches[number].mark:
+            raise ValueError("a lineage that was not named")
+        launch = self.launches.pop(number)
+        self._exits += 1
+        if self._exits % _JOURNAL_READ_EVERY == 0:
+            self._read_journal()
+        if self._link.on_disk is not None:
+            self._link.on_disk(message.get("full"))
+        self._link.leader_exited(launch, end, strangers=strangers)
+
     def _failed(self, message: Message) -> None:
         number, step = whole(message["errno"], 4095), str(message["step"])
-        if message["failed"] in ("spawner", "reserve"):
+        if message["failed"] == WARM_UP:
+            self._link.note_warm()
+        elif message["failed"] in ("spawner", "reserve"):
             for launch in self.launches.values():
                 launch.note_failed(number, step)
             self.launches.clear()
@@ -363,7 +375,7 @@ class Spawner:
             self.launches.pop(message["failed"]).note_failed(number, step)
 
     def ask_for(self, launch: Launch) -> None:
-        """Have the spawner say what became of a quiet job as soon as it has started it."""
+        """Have the spawner say at once that a quiet job runs, where it has not ended or failed by then."""
         if self.alive:
             self._port.send({"tell": launch.number})
 
@@ -385,11 +397,14 @@ class Spawner:
         if self._watchdog:
             self._watchdog.cancel()
             self._watchdog = None
-        self.read_journal()
+        self._read_journal()
         if self._journal_fd >= 0:
             os.close(self._journal_fd)
             self._journal_fd = -1
         launches, self.launches = list(self.launches.values()), {}
+        for launch in launches:
+            if launch.noted_pid and not launch.settled.done():
+                launch.note_started({"pid": launch.noted_pid, "mark": launch.attempted}, [])
         self._link.adopt([launch for launch in launches if launch.pid])
         for launch in launches:
             if launch.pid:
@@ -575,10 +590,7 @@ class Link:
 
     async def kill(self, launch: Launch) -> None:
         """Kill a launch's whole lineage; returns when all of it is dead."""
-        self.look_up(launch)
-        if not launch.settled.done():
-            launch.spawner.ask_for(launch)
-            await asyncio.shield(launch.settled)
+        await self.started(launch)
         if launch.mark:
             await asyncio.shield(self._kill(launch))
 
@@ -586,18 +598,17 @@ class Link:
         """Begin to kill a launch's whole lineage; its exit event tells of the leader's end."""
         if self._port.closed:
             return
-        self.look_up(launch)
         if launch.mark:
             self._kill(launch)
         else:
-            # Its spawner may be busy, or about to write it down: it is asked to say it.
             launch.kill_wanted = True
             launch.spawner.ask_for(launch)
 
-    def look_up(self, launch: Launch) -> None:
-        """Learn a quiet job's pid and mark, if it has started."""
-        if not launch.mark:
-            launch.spawner.read_journal()
+    async def started(self, launch: Launch) -> None:
+        """Return when it is known what became of a launch: it runs, has ended, or could not be started."""
+        if not launch.settled.done():
+            launch.spawner.ask_for(launch)
+            await asyncio.shield(launch.settled)
 
     def _kill(self, launch: Launch) -> asyncio.Future[Message]:
         launch.kills_under_way += 1

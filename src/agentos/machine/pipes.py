@@ -19,6 +19,8 @@ from agentos.errors import StdinClosed
 
 READ_BYTES = 64 * 1024
 _READS_PER_WAKE = 8
+_MOST_LEFT_READS = 17
+"""What the greatest pipe takes that a guest may have (pipe-max-size, pipe(7)), and the end."""
 _SMALL_BYTES = 4096
 _SMALL_READS = 64
 """In `_WINDOW_SECONDS`: who writes little and often shall not keep the event loop from all else. Beyond that the pipe
@@ -127,12 +129,12 @@ class Reader:
     def drain(self, *, complete: bool = False) -> None:
         """Read what is there now, and no more: a writer that never stops can not hold this up.
 
-        With `complete` no writer is left, so everything to the end is what is there.
+        With `complete` no writer is known of, so everything to the end is what is there. (One may have been given
+        the pipe, and write on: no more is read than a pipe holds, and then as without.)
         """
-        if complete:
-            while self.fd >= 0 and self._read(READ_BYTES):
-                pass
-            return
+        for _ in range(_MOST_LEFT_READS if complete else 0):
+            if self.fd < 0 or not self._read(READ_BYTES):
+                return
         left = pending(self.fd) if self.fd >= 0 else 0
         while left > 0 and self.fd >= 0:
             got = self._read(min(left, READ_BYTES))

@@ -18,7 +18,7 @@ import os
 import select
 import signal
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from agentos.linux import privileges, proc, pty, syscalls
@@ -32,9 +32,9 @@ SETTLE_MS = 2
 _EVERY_SIGNAL = [*signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}]
 _ENOEXEC, _EACCES = 8, 13
 JOURNAL_FD = 4
-"""A pipe that says of each job that it is about to start, and of a quiet one what it became.
+"""A pipe that says of each job that it is about to start, and of a quiet one its pid.
 
-The host reads it when it needs to know, and is not woken.
+The host reads it when this process has gone, and is not woken before.
 """
 JOURNAL_ENTRY = struct.Struct("<QQQ")
 """Number of the job, pid (0 while it is about to start), mark."""
@@ -94,6 +94,8 @@ class Spawner:
         """pid of a program that was started -> number of its job."""
         self.fresh = 0
         """pid of the latest program, until it has ended or is settled."""
+        self.untold = -1
+        """Number of the latest job, if the host was not told yet that it runs: of a quiet one, only once settled."""
         self.watched = False
         self.mark, self.mark_fd = _new_mark()
         self.mark_is_used = False
@@ -109,8 +111,9 @@ class Spawner:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
         ends = syscalls.signalfd(signal.SIGCHLD)
         poll = select.poll()
-        poll.register(self.channel.fileno(), select.POLLIN)
+        # Ends first: of what has ended, nobody need be told that it had started.
         poll.register(ends, select.POLLIN)
+        poll.register(self.channel.fileno(), select.POLLIN)
         while True:
             ready = poll.poll(SETTLE_MS if self.fresh else None)
             if not ready:
@@ -136,8 +139,8 @@ class Spawner:
             if pid in self.jobs:
                 _kill(pid, int(message["signal"]), group=bool(message["group"]))
         elif "tell" in message:
-            # Jobs come in order, so by now that one has been started, or has failed, or was never sent.
-            self.channel.send({"told": message["tell"]})
+            # Jobs come in order: if that one runs and nothing was said of it, then it is the latest.
+            self.settle()
         elif self.has_strangers():
             self.watched = True
         else:
@@ -161,22 +164,30 @@ class Spawner:
             self.channel.send({"failed": number, "errno": failed.errno, "step": failed.step})
         else:
             self.jobs[pid] = number
-            started: Message = {"started": number, "pid": pid, "mark": self.mark}
+            self.fresh = pid
+            self.untold = number
             if job.get("quiet"):
                 self.note(number, pid)
             else:
-                self.channel.send(started, [master] if master >= 0 else ())
-            self.fresh = pid
+                self.tell([master] if master >= 0 else ())
             self.marks[number] = self.mark_fd
             self.mark_is_used = True
         finally:
             for fd in (*fds, *([master] if master >= 0 else ())):
                 os.close(fd)
 
+    def tell(self, fds: Sequence[int] = ()) -> None:
+        """Tell the host of the latest program, where that was not done yet."""
+        if self.untold >= 0:
+            started: Message = {"started": self.untold, "pid": self.fresh, "mark": self.mark}
+            self.untold = -1
+            self.channel.send(started, fds)
+
     def settle(self) -> None:
         """The latest program goes on running: do what would have delayed its start."""
         if not self.fresh:
             return
+        self.tell()
         self.fresh = 0
         os.chdir("/")
         # Now, since nothing waits for it: the next job may come while these run.
@@ -196,8 +207,8 @@ class Spawner:
                 os.write(JOURNAL_FD, entry)
                 return
             except BlockingIOError:
-                # As small as a page where the host has many pipes: the host makes room when it is told something.
-                self.channel.send({"told": number})
+                # As small as a page where the host has many pipes.
+                self.channel.send({"journal": "full"})
                 room = select.poll()
                 room.register(JOURNAL_FD, select.POLLOUT)
                 room.poll()
@@ -234,7 +245,11 @@ class Spawner:
     def report(self, number: int, pid: int, end: list[int], *, strangers: bool) -> None:
         """Tell the host that a job's program has ended, and whether there is anything that may be of its lineage."""
         if pid == self.fresh:
+            if strangers:
+                # The host will ask for the lineage, by the mark that is said here.
+                self.tell()
             self.fresh = 0
+            self.untold = -1
         if not strangers:
             self.bare = number
         message: Message = {"exited": number, "end": end, "strangers": strangers}

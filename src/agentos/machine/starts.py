@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from agentos.errors import LimitExceeded, SpawnFailed
@@ -66,17 +65,8 @@ class Starts:
                 reserve = number == errno.EAGAIN or attempt > 0
         raise AssertionError("unreachable")
 
-    @contextlib.contextmanager
-    def one_more(self) -> Iterator[None]:
-        """Count a program while it runs. LimitExceeded (live_processes) where as many run as may."""
-        self.begin()
-        try:
-            yield
-        finally:
-            self.end()
-
     def begin(self) -> None:
-        """The same for a program whose end comes elsewhere: count it from now on, until `end`."""
+        """Count a program from now on, until `end`. LimitExceeded (live_processes) where as many run as may."""
         limit = self._limits.live_processes
         if self._live >= limit:
             self._alarms.reached("live_processes")

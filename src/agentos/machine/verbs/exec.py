@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from agentos.errors import InvalidRequest, LimitExceeded, SpawnFailed
 from agentos.machine.execution import ExecOptions, Execution
-from agentos.machine.jobs import Program, check_program
+from agentos.machine.jobs import Program, check_program, program_of
 from agentos.machine.plainwords import plain_words
 from agentos.machine.verbs.parts import VmParts
 from agentos.model import ExecResult, Limits, check_count, check_data, check_seconds, check_text
@@ -45,16 +45,16 @@ class ExecVerbs(VmParts):
         check_text("command", command)
         shell = self._shell
         # A command may look like an option of the shell.
-        args = ["-c", "--", command] if command.startswith(("-", "+")) else ["-c", command]
-        program = check_program(self.spec, os.path.basename(shell), args, cwd=cwd, env=env, user=user)
-        program = program._replace(path=shell)
+        options_end = ["--"] if command.startswith(("-", "+")) else []
+        argv = [os.path.basename(shell), "-c", *options_end, command]
+        program = program_of(self.spec, argv, shell, cwd=cwd, env=env, user=user)
         options = _options(
             self.spec.limits, stdin, timeout, idle_timeout, cpu_timeout, max_output_bytes, encoding, on_leader_exit
         )  # fmt: skip
         words = plain_words(command, program.env)
         if words is not None:
             try:
-                return await self._execute(program._replace(argv=words, path=None, as_bash=True), options)
+                return await self._execute(program.in_place_of_bash(words), options)
             except SpawnFailed as error:
                 if error.details.get("step") != "exec":
                     raise
@@ -90,12 +90,15 @@ class ExecVerbs(VmParts):
         self._check_running()
         starts = self._starts
         kills = starts.disk_kills
-        with starts.one_more():
+        starts.begin()
+        try:
             result = await starts.insist(
                 lambda reserve: Execution(self.link, options, starts.oom_kills, reserve=reserve).run(
                     program, keep=self.keep_draining
                 )
             )
+        finally:
+            starts.end()
         if result.signal == "SIGKILL" and result.reason == "signaled" and starts.disk_kills > kills:
             result = replace(result, reason="diskLimit", limit=starts.disk_limit)
         starts.note_end(result.reason, None, program)
