@@ -13,6 +13,7 @@ from e2e_support import Transcript, as_root, commands, one_id, open_descriptors,
 
 from agentos import VM, Limits
 from agentos.errors import LimitExceeded, NoSpace
+from agentos.machine import alarms
 from agentos.model import LimitReached
 
 MIB = 1024 * 1024
@@ -305,9 +306,6 @@ def test_the_kernel_tells_of_a_limit_that_no_command_meets(in_vm: Any) -> None:
         assert (one.limit, one.value, one.pid) == ("memory_bytes", LIMITS.memory_bytes, None)
         await memory.kill()
         bomb = await vm.spawn("python3", ["-c", _FORK_BOMB])
-        await Transcript(bomb).until(b"full")
-        # Of this, version 1 of some kernels tells only whoever asks, so that a command may have to meet it.
-        await still_works(vm)
         while (one := await told.get()).limit == "memory_bytes":
             pass
         assert (one.limit, one.value) == ("processes", LIMITS.processes)
@@ -382,6 +380,53 @@ def test_a_process_limit_that_only_a_program_meets_is_told(in_vm: Any) -> None:
         await shell.wait()
         assert (await told.get()).limit == "processes"
         assert vm.limits_hit == {"processes": 3}
+
+    in_vm(body, limits=LIMITS)
+
+
+@as_root
+def test_what_a_program_leaves_behind_meets_the_limit_and_is_told(
+    in_vm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long after the command has ended, while nothing else starts or ends; and commands find room from then on."""
+    monkeypatch.setattr(alarms, "_ROUND_SECONDS", 0.05)
+
+    async def body(vm: VM) -> None:
+        told: asyncio.Queue[LimitReached] = asyncio.Queue()
+        vm.on_limit = told.put_nowait
+        late = (
+            "import os, time\ntime.sleep(2)\nwhile True:\n try: os.fork()\n except OSError: time.sleep(0.01)"
+        )
+        await vm.exec_file("sh", ["-c", 'python3 -c "$1" </dev/null >/dev/null 2>&1 &', "sh", late])
+        assert (await told.get()).limit == "processes"
+        assert vm._cgroup is not None
+        assert (vm._cgroup.limits["pids"] or 0) > LIMITS.processes
+        await still_works(vm)
+
+    in_vm(body, limits=LIMITS)
+
+
+@as_root
+def test_where_nothing_runs_nobody_looks(in_vm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has no event is looked at as long as something runs in a VM, and again from its next start on."""
+    monkeypatch.setattr(alarms, "_ROUND_SECONDS", 0.05)
+
+    async def settled() -> None:
+        async with asyncio.timeout(30):
+            while alarms._ROUNDS:  # noqa: ASYNC110 -- there is no event, which is the point
+                await asyncio.sleep(0.05)
+
+    async def body(vm: VM) -> None:
+        await still_works(vm)
+        await settled()
+        process = await vm.spawn("sleep", ["1000"])
+        await asyncio.sleep(2)
+        assert vm._cgroup is not None
+        assert bool(alarms._ROUNDS) == (
+            vm._cgroup.homes.get("pids", (0, ""))[0] == 1 and not alarms._Rounds.heard
+        )
+        await process.kill()
+        await settled()
 
     in_vm(body, limits=LIMITS)
 

@@ -1,7 +1,7 @@
 """Which limits a VM has reached: told by the kernel where a cgroup says so, and by what could not be done.
 
 One epoll serves all VMs of an event loop, because the control files of cgroups say with EPOLLPRI that they have
-changed, which event loops do not wait for.
+changed, which event loops do not wait for. Where the kernel counts but wakes nobody, one timer does (`_Rounds`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,13 @@ _NAME_SECONDS = 1.0
 """From a kill for want of memory to its being told without a name: who was killed takes time to end."""
 _BURST_SECONDS = 1.0
 """A limit that is reached again and again is told once in that time."""
+_ROUND_SECONDS = 1.0
+"""Between two looks at what a kernel counts without saying so, as long as something may run."""
+_STARTLESS_ROUNDS = 16
+"""After so many looks without a start through the API, whether anything runs in the VM is found out."""
+_SERVANTS = 2
+"""Processes of a VM in which nothing runs: init and a spawner. A file worker or a connector counts as if something did:
+they end soon after their work."""
 _REMEDIES = {
     "memory_bytes": "the VM's processes wanted more memory than it has, and the kernel killed one",
     "processes": "the VM's processes wanted to be more than it may have",
@@ -57,6 +64,7 @@ class Alarms:
         """A kill of the kernel's that may yet turn out to be of a command."""
         self._made_room = False
         self._pids_seen = b""
+        self._startless = 0
         self._full: object = None
 
     def start(self, loop: asyncio.AbstractEventLoop, cgroup: Cgroup) -> None:
@@ -71,9 +79,17 @@ class Alarms:
             for name, (fd, events) in self._cgroup.alarms().items():
                 self._fds[name] = fd
                 _poller(self._loop).add(fd, events, functools.partial(self._sign, name))
+            self._pids_changed()  # it is another VM's count where the cgroup is used again
             # What happened before.
             for name in self._fds:
                 self._later(name)
+            self.watch()
+
+    def watch(self) -> None:
+        """Something is being started: where the kernel tells nobody of refused forks, look from time to time."""
+        self._startless = 0
+        if self._counts_silently() and self._loop is not None:
+            _rounds(self._loop).add(self)
 
     def stop(self) -> None:
         """The VM has ended. No effect when it was not started."""
@@ -83,6 +99,8 @@ class Alarms:
             timer.cancel()
         if self._nameless is not None:
             self._nameless.cancel()
+        if self._loop in _ROUNDS:
+            _ROUNDS[self._loop].remove(self)
         fds, self._fds = self._fds, {}
         for fd in fds.values():
             _poller(self._loop).remove(fd)
@@ -138,15 +156,44 @@ class Alarms:
                     self._made_room = False
                     self._let_there_be(self._limits.processes)
 
-    def _ask_for_pids(self) -> None:
+    def look_round(self) -> bool:
+        """Have forks been refused since the last look? Then do as for a sign. Says whether to look again."""
+        if not self._counts_silently():
+            return False
+        self._ask_for_pids()
+        self._startless += 1
+        if self._startless % _STARTLESS_ROUNDS:
+            return True
+        assert self._cgroup is not None
+        try:
+            if (self._cgroup.pids_current() or 0) > _SERVANTS + 1:
+                return True
+            # One may be no more than what is left of the process that made the VM.
+            return len(self._cgroup.processes()) > _SERVANTS
+        except OSError:  # the VM is ending
+            return False
+
+    def _counts_silently(self) -> bool:
         """Version 1 wakes nobody who waits for pids.events on some kernels (6.11 and later), but counts."""
-        if self._cgroup is None or "pids" not in self._fds or self._cgroup.homes["pids"][0] != 1:
-            return
+        return (
+            not _Rounds.heard
+            and "pids" in self._fds
+            and self._cgroup is not None
+            and self._cgroup.homes["pids"][0] == 1
+        )
+
+    def _ask_for_pids(self) -> None:
+        if self._counts_silently() and "pids" not in self._looks and self._pids_changed():
+            self.make_room()
+            self._later("pids")
+
+    def _pids_changed(self) -> bool:
+        """Whether pids.events says something else than at the last call."""
+        before = self._pids_seen
         with contextlib.suppress(OSError):  # the VM is ending
-            now = os.pread(self._fds["pids"], 64, 0)
-            if now != self._pids_seen and "pids" not in self._looks:
-                self._pids_seen = now
-                self._later("pids")
+            if "pids" in self._fds:
+                self._pids_seen = os.pread(self._fds["pids"], 64, 0)
+        return self._pids_seen != before
 
     def _let_there_be(self, processes: int) -> None:
         assert self._cgroup is not None
@@ -156,6 +203,9 @@ class Alarms:
     def _sign(self, name: str) -> None:
         """The kernel says that something has changed."""
         if name == "pids":
+            # A file that goes away is a sign too, but no event.
+            if self._pids_changed() and self._cgroup is not None and self._cgroup.homes["pids"][0] == 1:
+                _Rounds.heard = True
             self.make_room()
         if name not in self._looks:
             self._later(name)
@@ -226,6 +276,49 @@ class _Poller:
         for fd, _ in self._epoll.poll(0):
             if fd in self._callbacks:
                 self._callbacks[fd][1]()
+
+
+class _Rounds:
+    """One timer for all VMs of an event loop, for what has no event. It stands still where nothing runs."""
+
+    heard = False
+    """Whether this kernel has told of a refused fork in a cgroup of version 1: then nobody needs to look."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._watched: set[Alarms] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, alarms: Alarms) -> None:
+        self._watched.add(alarms)
+        self._go_on()
+
+    def remove(self, alarms: Alarms) -> None:
+        self._watched.discard(alarms)
+        self._go_on()
+
+    def _round(self) -> None:
+        self._timer = None
+        self._watched = {one for one in self._watched if one.look_round()}
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._watched:
+            self._timer = self._timer or self._loop.call_later(_ROUND_SECONDS, self._round)
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        _ROUNDS.pop(self._loop, None)
+
+
+_ROUNDS: WeakKeyDictionary[asyncio.AbstractEventLoop, _Rounds] = WeakKeyDictionary()
+
+
+def _rounds(loop: asyncio.AbstractEventLoop) -> _Rounds:
+    found = _ROUNDS.get(loop)
+    if found is None:
+        found = _ROUNDS[loop] = _Rounds(loop)
+    return found
 
 
 _POLLERS: WeakKeyDictionary[asyncio.AbstractEventLoop, _Poller] = WeakKeyDictionary()

@@ -33,6 +33,7 @@ class Starts:
 
         Then with the reserve: `start` is told whether to use that. LimitExceeded where it has no process left either.
         """
+        self._alarms.watch()
         limits, reserve = self._limits, False
         for attempt in range(_SPAWNER_TRIES):
             try:
