@@ -1,5 +1,5 @@
 // Run a command and look at its result. A program that node (22.18 or newer) runs as it is: `node exec.ts`.
-import { createClient } from "@rivet-dev/agentos/client";
+import { createClient } from "rivetkit/client";
 
 const client = createClient({ endpoint: process.env.AGENTOS_ENDPOINT ?? "http://localhost:6420" });
 

@@ -1,5 +1,5 @@
 // List, inspect, stop and kill the processes of a VM, and see its whole tree. With the nested names of the verbs.
-import { createClient } from "@rivet-dev/agentos/client";
+import { createClient } from "rivetkit/client";
 
 const client = createClient({ endpoint: process.env.AGENTOS_ENDPOINT ?? "http://localhost:6420" });
 

@@ -1,5 +1,5 @@
 // A terminal in the VM: what it shows comes as events.
-import { createClient } from "@rivet-dev/agentos/client";
+import { createClient } from "rivetkit/client";
 
 const client = createClient({ endpoint: process.env.AGENTOS_ENDPOINT ?? "http://localhost:6420" });
 

@@ -1,5 +1,5 @@
 // Start a server in the VM, hear what it writes, ask it something, and stop it.
-import { createClient } from "@rivet-dev/agentos/client";
+import { createClient } from "rivetkit/client";
 
 const client = createClient({ endpoint: process.env.AGENTOS_ENDPOINT ?? "http://localhost:6420" });
 

@@ -1,5 +1,5 @@
 // Write to a process's stdin, close it, and wait for its end.
-import { createClient } from "@rivet-dev/agentos/client";
+import { createClient } from "rivetkit/client";
 
 const client = createClient({ endpoint: process.env.AGENTOS_ENDPOINT ?? "http://localhost:6420" });
 

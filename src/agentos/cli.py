@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from agentos import __version__
 from agentos.commands import copy, demo, doctor, execute, processes, serve, terminal, top, vms
@@ -19,11 +21,23 @@ TAKE_WORDS = ("exec", "spawn", "shell")
 """Commands whose words after the key are a command's own."""
 
 _END = "\0"
+_SIGNAL = re.compile(r"-(\d{1,2}|[A-Z][A-Z0-9+-]*)")
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser that says where more is said, with the exit code of the command's own failures."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the arguments, and end."""
+        self.print_usage(sys.stderr)
+        say(message)
+        say(f"see `{self.prog} --help`")
+        self.exit(self.get_default("failed") or 2)
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    top = argparse.ArgumentParser(
+    top = CommandParser(
         prog="agentos",
         description="An operating system for AI agents: isolated Linux VMs that boot in milliseconds.",
     )
@@ -31,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     subparsers = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add_parser(subparsers)
+    top.set_defaults(parsers=subparsers.choices)
     return top
 
 
@@ -38,23 +53,39 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments. Of `exec` and the like, our options may come before or after the key; then a command's words."""
     command = next((one for one in argv if not one.startswith("-")), None)
     if command not in TAKE_WORDS:
-        return parser().parse_args(argv)
+        return _parsed(_with_signal(argv) if command == "kill" else argv)
     at = argv.index("--") if "--" in argv else len(argv)
-    arguments = parser().parse_args(argv[:at])
+    arguments = _parsed(argv[:at])
     words, behind = arguments.words, list(argv[at + 1 :])
     if words and words[0].startswith("-"):
         # No command begins with a dash: these are options, and what comes after them in the key's place is the command.
         key, before = arguments.key, argv[: at - len(words) - 1]
-        arguments = parser().parse_args([*before, *words, _END])
+        arguments = _parsed([*before, *words, _END])
         words = [arguments.key, *arguments.words][:-1]
         arguments.key = key
     arguments.words = [*words, "--", *behind] if words and at < len(argv) else [*words, *behind]
     return arguments
 
 
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    arguments, unknown = parser().parse_known_args(argv)
+    if unknown:
+        arguments.parsers[arguments.command].error(f"unrecognized arguments: {' '.join(unknown)}")
+    return arguments
+
+
+def _with_signal(argv: Sequence[str]) -> list[str]:
+    """`kill -9` and `kill -TERM`, as in a shell, are `--signal`."""
+    return [f"--signal={found[1]}" if (found := _SIGNAL.fullmatch(one)) else one for one in argv]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line. Returns the exit code."""
-    arguments = parse(sys.argv[1:] if argv is None else list(argv))
+    given = sys.argv[1:] if argv is None else list(argv)
+    if not given:
+        parser().print_help(sys.stderr)
+        return 2
+    arguments = parse(given)
     try:
         code: int = arguments.run(arguments)
         sys.stdout.flush()

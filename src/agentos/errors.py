@@ -37,6 +37,7 @@ A code's part before the dot is the wire's `group`, the rest its `code`.
 from __future__ import annotations
 
 import errno as errno_names
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 
@@ -127,6 +128,11 @@ class VmNotFound(NotFound):
     """No VM of this name and key."""
 
     code = "vm.not_found"
+
+    @classmethod
+    def of(cls, name: str, key: Sequence[str]) -> VmNotFound:
+        shown = "/".join(key)
+        return cls(f"there is no VM of the key {shown!r}", name=name, key=list(key))
 
 
 class ActionNotFound(NotFound):

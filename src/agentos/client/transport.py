@@ -216,7 +216,7 @@ class Way:
             )
         found = await self.transport.actors(name=target.name, key=key)
         if not found:
-            raise VmNotFound("there is no VM of this key", name=target.name, key=list(target.key))
+            raise VmNotFound.of(target.name, target.key)
         return str(found[0]["actor_id"])
 
     async def call(self, name: str, args: tuple[Any, ...], wait: float | None) -> Any:

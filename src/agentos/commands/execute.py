@@ -9,6 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from agentos.commands.moments import seconds
 from agentos.commands.remote import add_key, add_vm_options, say, with_agent
 from agentos.commands.stdio import forward_signals, is_terminal, pipe_stdin, read_stdin, write_chunk
 from agentos.conversions import write_value
@@ -40,7 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "-i", "--interactive", action="store_true", help="give it stdin also where that is a terminal"
     )
     parser.add_argument("-t", "--tty", action="store_true", help="run it in a terminal; with -i, this one")
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="after which it is killed")
+    add_timeout(parser)
     parser.add_argument("--json", action="store_true", help="the whole result as one JSON object, at the end")
     add_key(parser)
     add_words(parser)
@@ -55,7 +56,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )  # fmt: skip
     add_vm_options(spawn)
     add_program_options(spawn)
-    spawn.add_argument("--timeout", type=float, metavar="SECONDS", help="after which it is killed")
+    add_timeout(spawn)
     spawn.add_argument("--json", action="store_true", help='print {"pid": PID}')
     add_key(spawn)
     add_words(spawn)
@@ -70,6 +71,13 @@ def add_program_options(parser: argparse.ArgumentParser) -> None:
         help="added to the environment; without a value, the one here",
     )  # fmt: skip
     parser.add_argument("--user", "-u", help="agentos or root")
+
+
+def add_timeout(parser: argparse.ArgumentParser) -> None:
+    """Declare how long it may take."""
+    parser.add_argument(
+        "--timeout", type=seconds, metavar="TIME", help="after which it is killed: seconds, or 90s, 1h30m"
+    )
 
 
 def add_words(parser: argparse.ArgumentParser) -> None:
@@ -114,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments, lambda agent: _streamed(agent, command, args, options, stdin=wanted), create=True
         )
     except SpawnFailed as error:
-        return _cannot_start(error)
+        return cannot_start(error)
 
 
 def run_spawn(arguments: argparse.Namespace) -> int:
@@ -130,10 +138,11 @@ def run_spawn(arguments: argparse.Namespace) -> int:
     try:
         return with_agent(arguments, spawn, create=True)
     except SpawnFailed as error:
-        return _cannot_start(error)
+        return cannot_start(error)
 
 
-def _cannot_start(error: SpawnFailed) -> int:
+def cannot_start(error: SpawnFailed) -> int:
+    """Say so. Returns the exit code that tells whether there is no such program or it may not be run."""
     say(error.message)
     missing = error.details.get("step") == "exec" and isinstance(error, OSError) and error.os_errno == 2
     return NOT_FOUND if missing else NOT_EXECUTABLE

@@ -1,7 +1,8 @@
-"""Moments, as `docker logs --since` takes them."""
+"""Durations, and moments as `docker logs --since` takes them."""
 
 from __future__ import annotations
 
+import argparse
 import re
 import time
 from datetime import datetime
@@ -25,12 +26,29 @@ _WANTED: Final = (
 )
 
 
+def seconds(text: str) -> float:
+    """The seconds that an option means: a number, or a duration. An argument type for argparse."""
+    try:
+        found = _duration(text)
+        found = float(text) if found is None else found
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < 1e9:
+        raise argparse.ArgumentTypeError(f"wanted seconds, or a duration such as 90s or 1h30m, got {text!r}")
+    return found
+
+
+def _duration(text: str) -> float | None:
+    if not re.fullmatch(f"({_PART})+", text):
+        return None
+    return sum(float(number) * _UNITS[unit] for number, unit in re.findall(_PART, text))
+
+
 def parse_moment(option: str, text: str) -> float:
     """Seconds since the epoch. A time without a zone is this machine's. Raises InvalidRequest naming the option."""
-    if re.fullmatch(f"({_PART})+", text):
-        return max(
-            0.0, time.time() - sum(float(number) * _UNITS[unit] for number, unit in re.findall(_PART, text))
-        )
+    ago = _duration(text)
+    if ago is not None:
+        return max(0.0, time.time() - ago)
     if re.fullmatch(r"\d+(\.\d*)?", text):
         return float(text)
     try:

@@ -1,4 +1,4 @@
-"""`agentos ps`, `logs` and `kill`: the processes of a VM."""
+"""`agentos ps`, `logs`, `wait` and `kill`: the processes of a VM."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from agentos.actions import BY_METHOD
 from agentos.commands.execute import copy_output
-from agentos.commands.moments import parse_moment
+from agentos.commands.moments import parse_moment, seconds
 from agentos.commands.remote import add_key, add_vm_options, say, table, with_agent
 from agentos.commands.stdio import write_chunk
 from agentos.conversions import write_value
-from agentos.errors import InvalidRequest, ProcessNotFound
-from agentos.model import OutputChunk, ProcessInfo, ProcessTreeNode
+from agentos.errors import InvalidRequest, ProcessNotFound, WaitTimeout
+from agentos.model import OutputChunk, ProcessInfo, ProcessTreeNode, SpawnedProcess
 
 if TYPE_CHECKING:
     from agentos.client.aio import Agent, RemoteProcess
@@ -23,13 +23,20 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the commands."""
-    ps = subparsers.add_parser("ps", help="the processes of a VM")
+    ps = subparsers.add_parser(
+        "ps", help="the processes of a VM",
+        description="List every process of a VM, whoever started it.",
+    )  # fmt: skip
     add_vm_options(ps)
+    ps.add_argument(
+        "--all", "-a", action="store_true",
+        help="also the spawned ones that have ended, as far as they are remembered, with their exit codes",
+    )  # fmt: skip
     ps.add_argument("--tree", action="store_true", help="by parent")
     ps.add_argument("--json", action="store_true", help="for programs")
     add_key(ps)
     ps.set_defaults(run=lambda arguments: with_agent(
-        arguments, lambda agent: _ps(agent, tree=arguments.tree, as_json=arguments.json)))  # fmt: skip
+        arguments, lambda agent: _ps(agent, arguments)))  # fmt: skip
     logs = subparsers.add_parser(
         "logs", help="what a spawned process has written",
         description="Print what a spawned process has written, its stdout to stdout and its stderr to stderr, as far "
@@ -52,36 +59,70 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--cursor", action="store_true", help="say at the end, on stderr, where --after goes on"
     )
     add_key(logs)
-    logs.add_argument("pid", metavar="PID", type=int)
+    logs.add_argument("pid", metavar="PID", type=process_id)
     logs.set_defaults(run=lambda arguments: with_agent(arguments, lambda agent: _logs(agent, arguments)))
+    wait = subparsers.add_parser(
+        "wait", help="wait for the end of spawned processes",
+        description="Wait until spawned processes have ended, and print their exit codes, one a line (128 + n after "
+        "signal n).",
+    )  # fmt: skip
+    add_vm_options(wait)
+    wait.add_argument(
+        "--timeout", type=seconds, metavar="TIME", help="how long at most, for each: seconds, or 90s, 1h30m"
+    )
+    add_key(wait)
+    wait.add_argument("pids", metavar="PID", type=process_id, nargs="+")
+    wait.set_defaults(run=lambda arguments: with_agent(
+        arguments, lambda agent: _wait(agent, arguments.pids, arguments.timeout)))  # fmt: skip
     kill = subparsers.add_parser(
         "kill", help="end processes of a VM, or send them another signal",
+        usage="agentos kill [options] [-SIGNAL] KEY PID [PID ...]",
         description="End processes of a VM, those too that were not started through the server. SIGTERM goes to the "
         "process's group; SIGKILL takes all its descendants with it.",
     )  # fmt: skip
     add_vm_options(kill)
-    kill.add_argument("--signal", "-s", default="TERM", help="such as INT, SIGINT or 2 (default: TERM)")
+    kill.add_argument(
+        "--signal", "-s", default="TERM", help="such as INT, SIGINT or 2; also -INT or -2 (default: TERM)"
+    )
     add_key(kill)
-    kill.add_argument("pids", metavar="PID", type=int, nargs="+")
+    kill.add_argument("pids", metavar="PID", type=process_id, nargs="+")
     kill.set_defaults(run=lambda arguments: with_agent(
         arguments, lambda agent: _kill_all(agent, arguments.pids, arguments.signal)))  # fmt: skip
 
 
-async def _ps(agent: Agent, *, tree: bool, as_json: bool) -> int:
-    heads = ["PID", "PPID", "USER", "STATE", "CPU", "RSS", "DRIVER", "COMMAND"]
-    if tree:
+def process_id(text: str) -> int:
+    """The pid of a VM's process, as an argument type for argparse."""
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) < 2**31:
+        raise argparse.ArgumentTypeError(f"wanted a pid, got {text!r}")
+    return int(text)
+
+
+async def _ps(agent: Agent, arguments: argparse.Namespace) -> int:
+    ended = [one for one in await agent.list_processes() if not one.running] if arguments.all else []
+    if arguments.tree:
         forest = await agent.process_tree()
-        if as_json:
-            print(json.dumps(BY_METHOD["process_tree"].result.write(forest)))
-        else:
-            print(table(heads, list(_branches(forest, 0))))
+        found, rows = BY_METHOD["process_tree"].result.write(forest), list(_branches(forest, 0))
     else:
         processes = await agent.all_processes()
-        if as_json:
-            print(json.dumps(write_value(processes)))
-        else:
-            print(table(heads, [_row(one) for one in processes]))
+        found, rows = write_value(processes), [_row(one) for one in processes]
+    if arguments.json:
+        print(json.dumps([*found, *({**write_value(one), "status": "exited"} for one in ended)]))
+    else:
+        heads = ["PID", "PPID", "USER", "STATE", "CPU", "RSS", "DRIVER", "COMMAND"]
+        rows += [_ended_row(one) for one in ended]
+        print(table(heads, rows, right=("PID", "PPID", "CPU", "RSS")))
     return 0
+
+
+async def _wait(agent: Agent, pids: list[int], timeout: float | None) -> int:
+    code = 0
+    for pid in pids:
+        try:
+            print(await agent.wait_process(pid, timeout=timeout), flush=True)
+        except (ProcessNotFound, WaitTimeout) as error:
+            say(error.message)
+            code = 1
+    return code
 
 
 def command_line(one: ProcessInfo) -> str:
@@ -95,6 +136,12 @@ def _row(one: ProcessInfo, level: int = 0) -> list[str]:
         str(one.pid), str(one.ppid), one.user or "?", one.state or "?", f"{(one.cpu_ms or 0) / 1000:.2f}s",
         f"{(one.rss_bytes or 0) / 1_048_576:.1f}M", one.driver, "  " * level + line.replace("\n", "\\n"),
     ]  # fmt: skip
+
+
+def _ended_row(one: SpawnedProcess) -> list[str]:
+    line = " ".join([one.command, *one.args])
+    said = f"exited {one.exit_code}" if one.reason in (None, "exited") else f"{one.reason} {one.exit_code}"
+    return [str(one.pid), "-", "-", said, "-", "-", "-", line.replace("\n", "\\n")]
 
 
 def _branches(nodes: Iterable[ProcessTreeNode], level: int) -> Iterable[list[str]]:
@@ -173,6 +220,8 @@ async def _kill(agent: Agent, pid: int, signal: str) -> None:
         else:
             await agent.signal_process(pid, int(name) if name.isdigit() else f"SIG{name}")
     except ProcessNotFound:
+        if pid == 1:
+            raise InvalidRequest("pid 1 is the VM itself", remedy="`agentos rm` ends a VM") from None
         # `ps` shows those too that were not started through the server
         done = await agent.exec_file(
             "/bin/bash", ["-c", 'kill -s "$1" -- "$2"', "kill", name, str(pid)], user="root"

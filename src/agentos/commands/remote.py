@@ -7,7 +7,7 @@ import asyncio
 import importlib
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any, Final
 
 from agentos.errors import InvalidRequest
@@ -46,7 +46,16 @@ def add_vm_options(parser: argparse.ArgumentParser) -> None:
 
 def add_key(parser: argparse.ArgumentParser) -> None:
     """Declare which VM."""
-    parser.add_argument("key", metavar="KEY", help="the VM's key; one of several parts is written a/b")
+    parser.add_argument(
+        "key", metavar="KEY", type=vm_key, help="the VM's key; one of several parts is written a/b"
+    )
+
+
+def vm_key(text: str) -> str:
+    """`text`, which names a VM: an empty one names nobody's, but comes of a variable that is not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("wanted a VM's key, got ''")
+    return text
 
 
 def import_client(which: str) -> Any:
@@ -93,12 +102,23 @@ def say(message: str) -> None:
     print(f"agentos: {chr(10).join(map(printable, message.splitlines()))}", file=sys.stderr)
 
 
-def table(heads: list[str], rows: list[list[str]]) -> str:
-    """Columns for a person, with nothing in them but what can be printed; the last one is as long as it is."""
+def table(heads: list[str], rows: list[list[str]], *, right: Collection[str] = ()) -> str:
+    """Columns for a person, with nothing in them but what can be printed; the last one is as long as it is.
+
+    Those whose heads are in `right` end at the same place, as numbers do.
+    """
     rows = [list(map(printable, row)) for row in rows]
     widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads) - 1)]
     lines = [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
+        "  ".join(
+            [
+                *(
+                    cell.rjust(width) if head in right else cell.ljust(width)
+                    for cell, width, head in zip(row, widths, heads, strict=False)
+                ),
+                row[-1],
+            ]
+        ).rstrip()
         for row in [heads, *rows]
     ]
     return "\n".join(lines)

@@ -14,11 +14,11 @@ import tty
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from agentos.commands.execute import FAILED, add_program_options, add_words, program_options
+from agentos.commands.execute import FAILED, add_program_options, add_words, cannot_start, program_options
 from agentos.commands.remote import add_key, add_vm_options, table, with_agent
 from agentos.commands.stdio import is_terminal
 from agentos.conversions import write_value
-from agentos.errors import InvalidRequest, ShellClosed, ShellNotFound
+from agentos.errors import InvalidRequest, ShellClosed, ShellNotFound, SpawnFailed
 
 if TYPE_CHECKING:
     from agentos.client.aio import Agent, RemoteShell
@@ -35,7 +35,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         usage="agentos shell [options] KEY [[--] COMMAND [ARG ...]]",
         description="Open a shell of a VM, which is made if need be: bash, or another program. ctrl-p ctrl-q, or the "
         "end of this terminal, leaves it running; --attach comes back to it.",
-        epilog="Exit codes: the shell's own; 0 when it was left; 125 when agentos itself failed.",
+        epilog="Exit codes: the shell's own; 0 when it was left; 125 when agentos itself failed, 126 when the "
+        "command may not be run, 127 when there is none of that name.",
     )  # fmt: skip
     add_vm_options(parser)
     add_program_options(parser)
@@ -57,11 +58,16 @@ def run(arguments: argparse.Namespace) -> int:
         return with_agent(arguments, lambda agent: _attach(agent, arguments.attach, arguments.key))
     command, *args = arguments.words or ["bash"]
     options = program_options(arguments)
-    return with_agent(
-        arguments,
-        lambda agent: in_terminal(agent, command, args, options, key=arguments.key, typing=True, keep=True),
-        create=True,
-    )
+    try:
+        return with_agent(
+            arguments,
+            lambda agent: in_terminal(
+                agent, command, args, options, key=arguments.key, typing=True, keep=True
+            ),
+            create=True,
+        )
+    except SpawnFailed as error:
+        return cannot_start(error)
 
 
 async def _list(agent: Agent, *, as_json: bool) -> int:
@@ -124,7 +130,8 @@ async def _be_its_terminal(shell: RemoteShell, key: str, *, typing: bool, keep: 
     if terminal.left is None:
         return await shell.wait()
     if keep or not terminal.left:
-        print(f"left running: agentos shell --attach {shell.shell_id} {key}", file=sys.stderr)
+        below = "\n" if terminal.within_line else ""
+        print(f"{below}left running: agentos shell --attach {shell.shell_id} {key}", file=sys.stderr)
     else:
         await shell.close()
     return 128 + terminal.left if terminal.left else 0
@@ -147,6 +154,8 @@ class _Terminal:
     def __init__(self, shell: RemoteShell) -> None:
         self.left: int | None = None
         """Why it was left before its end: the signal that ended this terminal, or 0 where the person chose to."""
+        self.within_line = False
+        """Whether what it has shown last ended no line."""
         self._shell = shell
         self._typed: asyncio.Queue[bytes] = asyncio.Queue()
         self._held = b""
@@ -218,6 +227,7 @@ class _Terminal:
 
     async def _show(self) -> None:
         async for chunk in self._shell.output():
+            self.within_line = not chunk.data.endswith((b"\n", b"\r"))
             data = memoryview(chunk.data)
             while data:
                 data = data[os.write(1, data) :]

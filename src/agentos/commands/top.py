@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from agentos.commands.moments import seconds
 from agentos.commands.processes import command_line
-from agentos.commands.remote import add_vm_options, table, with_client
+from agentos.commands.remote import add_vm_options, say, table, vm_key, with_client
 from agentos.commands.stdio import is_terminal
 from agentos.conversions import write_value
 from agentos.errors import AgentOSError, InvalidRequest
@@ -45,11 +46,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )  # fmt: skip
     add_vm_options(parser)
     parser.add_argument(
-        "--interval", "-d", type=float, default=2.0, metavar="SECONDS", help="between two looks"
+        "--interval", "-d", type=seconds, default=2.0, metavar="TIME", help="between two looks (default: 2s)"
     )
     parser.add_argument("--once", action="store_true", help="one snapshot, in a terminal too")
     parser.add_argument("--json", action="store_true", help="one snapshot for programs")
-    parser.add_argument("keys", metavar="KEY", nargs="*", help="only these VMs")
+    parser.add_argument("keys", metavar="KEY", type=vm_key, nargs="*", help="only these VMs")
     parser.set_defaults(run=run)
 
 
@@ -120,7 +121,11 @@ async def _once(client: Client, arguments: argparse.Namespace) -> int:
         print(json.dumps([_tree(one) for one in found.values()]))
     else:
         print("\n".join(_lines(found)))
-    return 0
+    shown = {one.record.key for one in found.values()}
+    missing = [key for key in arguments.keys if deserialize_key(key) not in shown]
+    for key in missing:
+        say(f"no running VM of the key {key!r}")
+    return 1 if missing else 0
 
 
 def _tree(usage: Usage) -> dict[str, Any]:
@@ -143,10 +148,11 @@ def _lines(found: dict[str, Usage]) -> list[str]:
         for vm in found.values()
         for one in sorted(vm.processes, key=lambda one: (-vm.cpu[one.pid], one.pid))
     ]  # fmt: skip
-    lines = table(["KEY", "NAME", "CPU", "RSS", "PROCESSES"], vms).split("\n")
+    numbers = ("PID", "CPU", "RSS")
+    lines = table(["KEY", "NAME", "CPU", "RSS", "PROCESSES"], vms, right=numbers).split("\n")
     if processes:
         heads = ["KEY", "PID", "USER", "STATE", "CPU", "RSS", "COMMAND"]
-        lines += ["", *table(heads, processes).split("\n")]
+        lines += ["", *table(heads, processes, right=numbers).split("\n")]
     return lines
 
 
@@ -181,7 +187,7 @@ async def _live(client: Client, arguments: argparse.Namespace) -> int:
             while not ended.is_set():
                 wake.clear()
                 found = await look(client, arguments, found)
-                _draw(_lines(found), client)
+                _draw(found, arguments.endpoint)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(arguments.interval):
                         await wake.wait()
@@ -208,9 +214,14 @@ def _screen() -> Iterator[None]:
             termios.tcsetattr(0, termios.TCSADRAIN, before)
 
 
-def _draw(lines: list[str], client: Client) -> None:
+def _draw(found: dict[str, Usage], endpoint: str) -> None:
     cols, rows = os.get_terminal_size(1)
-    head = printable(f"{client!r}  {time.strftime('%H:%M:%S')}  q ends")
-    shown = [line[:cols] + _REST_OF_LINE for line in [head, "", *lines][: max(rows - 1, 1)]]
+    vms = list(found.values())
+    head = (
+        f"{time.strftime('%H:%M:%S')}  {endpoint}  {len(vms)} running, {sum(len(vm.processes) for vm in vms)} "
+        f"processes, {_percent(sum(vm.share for vm in vms))} CPU, {_mib(sum(vm.rss for vm in vms))}  (q ends)"
+    )
+    lines = [printable(head), "", *_lines(found)]
+    shown = [line[:cols] + _REST_OF_LINE for line in lines[: max(rows - 1, 1)]]
     sys.stdout.write(_HOME + "\r\n".join(shown) + _REST_OF_SCREEN)
     sys.stdout.flush()

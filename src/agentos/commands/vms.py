@@ -7,7 +7,8 @@ import json
 import time
 from typing import TYPE_CHECKING
 
-from agentos.commands.remote import add_server_options, add_vm_options, agent, table, with_client
+from agentos.commands.remote import add_server_options, add_vm_options, agent, say, table, vm_key, with_client
+from agentos.errors import VmNotFound
 from agentos.wire.keys import serialize_key
 
 if TYPE_CHECKING:
@@ -23,13 +24,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         arguments, lambda client: _ls(client, as_json=arguments.json)))  # fmt: skip
     rm = subparsers.add_parser("rm", help="end VMs and delete their files, for good")
     add_vm_options(rm)
-    rm.add_argument("keys", metavar="KEY", nargs="+")
+    rm.add_argument("keys", metavar="KEY", type=vm_key, nargs="+")
     rm.set_defaults(run=lambda arguments: with_client(
         arguments, lambda client: _rm(client, arguments.name, arguments.keys)))  # fmt: skip
 
 
 async def _ls(client: Client, *, as_json: bool) -> int:
-    records = await client.list()
+    records = sorted(await client.list(), key=lambda one: (one.name, one.key))
     if as_json:
         print(json.dumps([
             {"id": one.id, "name": one.name, "key": list(one.key), "running": one.running,
@@ -47,6 +48,11 @@ async def _ls(client: Client, *, as_json: bool) -> int:
 
 
 async def _rm(client: Client, name: str, keys: list[str]) -> int:
+    code = 0
     for key in keys:
-        await agent(client, name, key).destroy()
-    return 0
+        try:
+            await agent(client, name, key).destroy()
+        except VmNotFound as error:
+            say(error.message)
+            code = 1
+    return code

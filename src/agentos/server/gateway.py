@@ -169,7 +169,7 @@ class Gateway:
         if actor is not None:
             return actor
         if not target.create:
-            raise VmNotFound("there is no VM of this key", name=target.name, key=list(target.key))
+            raise VmNotFound.of(target.name, target.key)
         given = None if target.input is UNDEFINED else encode_value(target.input)
         return self._actors.create(
             target.namespace, target.name, target.key, pool=target.pool, region=target.region,

@@ -72,7 +72,7 @@ def test_exec_is_as_if_the_command_ran_here(cli: Cli, key: str) -> None:
     done = cli("exec", "--json", key, "--", "cat; exit 3", stdin=b"hi\n")
     result = json.loads(done.stdout)
     assert (done.returncode, result["stdout"], result["exitCode"]) == (3, "hi\n", 3)
-    done = cli("exec", "--timeout", "0.2", key, "--", "sleep 1000")
+    done = cli("exec", "--timeout", "200ms", key, "--", "sleep 1000")
     assert (done.returncode, done.stderr) == (137, b"agentos: killed after 0.2 s\n")
     # who reads no more ends it, as anywhere
     head = cli("exec", key, "--", "head -c 3", stdin=data)
@@ -268,7 +268,9 @@ def test_top(url: str, cli: Cli, key: str) -> None:
     assert vm["cpu"] > 0.1
     assert vm["rssBytes"] > 100_000
     assert key in cli("top").stdout.decode()
-    assert cli("top", "no-such-key").stdout.decode().splitlines() == ["KEY  NAME  CPU  RSS  PROCESSES"]
+    done = cli("top", "no-such-key")
+    assert (done.returncode, done.stdout) == (1, b"KEY  NAME  CPU  RSS  PROCESSES\n")
+    assert done.stderr == b"agentos: no running VM of the key 'no-such-key'\n"
     assert "no-such-key" not in cli("ls").stdout.decode()
     assert b"--interval" in cli("top", "-d", "0").stderr
     person = Person(url, "top", "-d", "0.2", key)
@@ -303,6 +305,34 @@ def test_processes(url: str, cli: Cli, key: str) -> None:
         assert [one for one in agent.all_processes() if one.status == "running"] == []  # or not reaped yet
     done = cli("kill", key, "99999")
     assert (done.returncode, done.stderr) == (1, b"agentos: Process not found: 99999\n")
+    done = cli("kill", key, "1")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (1, b"agentos: pid 1 is the VM itself")
+
+
+@pytest.mark.parametrize(("option", "code"), [("-9", 137), ("-KILL", 137), ("-SIGINT", 130), ("-sINT", 130)])
+def test_kill_as_a_shell_has_it(cli: Cli, key: str, option: str, code: int) -> None:
+    """`kill -9`, `kill -INT`; what became of it is waited for, and shown by `ps --all`."""
+    pid = cli("spawn", key, "sleep", "1000").stdout.decode().strip()
+    done = cli("wait", "--timeout", "100ms", key, pid)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"still runs after 0.1 s" in done.stderr
+    assert cli("kill", option, key, pid).returncode == 0
+    done = cli("wait", key, pid)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{code}\n".encode(), b"")
+    assert pid not in cli("ps", key).stdout.decode()
+    shown = cli("ps", "-a", key).stdout.decode()
+    assert re.search(rf"^ *{pid} .* signaled {code} .* sleep 1000$", shown, re.MULTILINE)
+    (ended,) = [one for one in json.loads(cli("ps", "--all", "--json", key).stdout) if one["pid"] == int(pid)]
+    assert (ended["status"], ended["exitCode"]) == ("exited", code)
+
+
+def test_wait(cli: Cli, key: str) -> None:
+    """Exit codes one a line, as docker has it; of what is not known it says so, and goes on."""
+    first = cli("spawn", key, "--", "sleep 0.2; exit 7").stdout.decode().strip()
+    second = cli("spawn", key, "true").stdout.decode().strip()
+    done = cli("wait", key, first, "99999", second)
+    assert (done.returncode, done.stdout) == (1, b"7\n0\n")
+    assert done.stderr == b"agentos: Process not found: 99999\n"
 
 
 def test_logs_since(cli: Cli, key: str) -> None:
@@ -398,12 +428,18 @@ def test_vms(cli: Cli) -> None:
     """ls and rm, with keys of several parts."""
     key = f"cli/{uuid.uuid4().hex[:8]}"
     assert cli("exec", key, "--", "true").returncode == 0
+    assert cli("exec", f"{key}-b", "--", "true").returncode == 0
+    shown = [line.split()[1] for line in cli("ls").stdout.decode().splitlines()[1:]]
+    assert shown == sorted(shown)
+    done = cli("rm", "no-such-key", f"{key}-b")
+    assert (done.returncode, done.stderr) == (1, b"agentos: there is no VM of the key 'no-such-key'\n")
+    assert f"{key}-b" not in cli("ls").stdout.decode()
     assert re.search(rf"^vm +{key} +running +\d{{4}}-", cli("ls").stdout.decode(), re.MULTILINE)
     assert key.split("/") in [one["key"] for one in json.loads(cli("ls", "--json").stdout)]
     assert cli("rm", key).returncode == 0
     assert key not in cli("ls").stdout.decode()
     done = cli("ps", key)
-    assert (done.returncode, done.stderr) == (1, b"agentos: there is no VM of this key\n")
+    assert (done.returncode, done.stderr) == (1, f"agentos: there is no VM of the key {key!r}\n".encode())
 
 
 def test_nobody_serves(cli: Cli) -> None:
@@ -459,6 +495,7 @@ def test_help(cli: Cli) -> None:
         "shell",
         "ps",
         "logs",
+        "wait",
         "kill",
         "top",
         "cp",
@@ -471,10 +508,28 @@ def test_help(cli: Cli) -> None:
         assert (done.returncode, done.stderr) == (0, b"")
         assert done.stdout.startswith(b"usage: agentos " + name.encode())
     assert re.fullmatch(rb"agentos \d+\.\d+\.\d+\n", cli("--version").stdout)
-    for wrong in ((), ("no-such-command",), ("ps",), ("ps", "--no-such-option", "k"), ("kill", "k", "x")):
+    for wrong, said in (
+        ((), "a shell of a VM"), (("no-such-command",), "invalid choice"), (("ps",), "KEY"),
+        (("ps", "k", "--no-such-option"), "unrecognized arguments: --no-such-option"),
+        (("ls", "k"), "unrecognized arguments: k"), (("kill", "k", "x"), "a pid, got 'x'"),
+        (("kill", "k", "0"), "a pid, got '0'"), (("ps", ""), "a VM's key, got ''"), (("rm", "k", ""), "a VM's key"),
+        (("top", ""), "a VM's key"), (("top", "-d", "often"), "wanted seconds, or a duration"),
+    ):  # fmt: skip
         done = cli(*wrong)
         assert (done.returncode, done.stdout) == (2, b""), wrong
-        assert b"usage: agentos" in done.stderr
+        usage = (
+            f"usage: agentos {wrong[0]} " if wrong and wrong[0] != "no-such-command" else "usage: agentos "
+        )
+        assert done.stderr.decode().startswith(usage), wrong
+        assert said in done.stderr.decode(), wrong
+    for wrong in (
+        ("exec",), ("exec", "--bogus", "k", "ls"), ("exec", "", "ls"), ("exec", "--timeout", "soon", "k", "ls"),
+        ("exec", "--timeout", "-1", "k", "ls"), ("spawn",), ("shell", "--bogus", "k"),
+    ):  # fmt: skip
+        done = cli(*wrong)
+        assert (done.returncode, done.stdout) == (125, b""), wrong
+        assert done.stderr.decode().startswith(f"usage: agentos {wrong[0]} "), wrong
+        assert done.stderr.decode().endswith(f"agentos: see `agentos {wrong[0]} --help`\n"), wrong
 
 
 class Person:
@@ -545,6 +600,7 @@ def test_shell(url: str, cli: Cli, key: str) -> None:
     person.type(b"\x11")
     code, stderr = person.end()
     assert code == 0
+    assert stderr.startswith(b"\nleft running"), "behind a prompt, it says so on a line of its own"
     found = re.search(rb"left running: agentos shell --attach (\S+) (\S+)", stderr)
     assert found, stderr
     assert found[2].decode() == key
@@ -555,6 +611,8 @@ def test_shell(url: str, cli: Cli, key: str) -> None:
     person.type(b"echo still $x; exit 6\r")
     person.see(b"still kept")
     assert person.end() == (6, b"")
+    person = Person(url, "shell", key, "no-such-program")
+    assert person.end()[0] == 127
     done = cli("shell", key)
     assert (done.returncode, done.stderr.splitlines()[0]) == (125, b"agentos: a shell needs a terminal")
 
