@@ -7,6 +7,7 @@ and raises InvalidRequest, so that a wrong value never travels further than its 
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NewType
@@ -104,18 +105,28 @@ class Limits:
 
     def __post_init__(self) -> None:
         for one in fields(self):
-            value = getattr(self, one.name)
+            value, name = getattr(self, one.name), f"limits.{one.name}"
             if one.name == "cpu_cores":
                 if value is not None and (
-                    isinstance(value, bool) or not isinstance(value, int | float) or not value > 0
+                    isinstance(value, bool)
+                    or not isinstance(value, int | float)
+                    or not 0.01 <= value <= 10_000
                 ):
-                    raise InvalidRequest.argument("limits.cpu_cores", value, "a number above 0, or None")
-            elif isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-                raise InvalidRequest.argument(f"limits.{one.name}", value, "a whole number above 0")
-        if self.cpu_weight > 10_000:
-            raise InvalidRequest.argument(
-                "limits.cpu_weight", self.cpu_weight, "a whole number from 1 to 10000"
-            )
+                    raise InvalidRequest.argument(name, value, "a number from 0.01 to 10000, or None")
+                continue
+            least, most = _BOUNDS.get(one.name, (1, _MOST))
+            check_count(name, value, least=least, most=most)
+
+
+_MOST = 2**60
+"""The greatest limit: some are added up, and the kernel counts to 2**63."""
+_BOUNDS = {
+    "processes": (1, 2**22),  # PID_MAX_LIMIT
+    "cpu_weight": (1, 10_000),
+    "open_files": (16, _MOST),  # with less a VM's own servants cannot work
+    "terminals": (1, 2**20),  # NR_UNIX98_PTY_MAX
+}
+"""Least and greatest, where a VM could not be made otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +142,17 @@ class Mount:
             value = getattr(self, name)
             if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
                 raise InvalidRequest.argument(f"mount.{name}", value, "an absolute path")
+        check_flag("mount.read_only", self.read_only)
+        if ".." in self.guest_path.split("/"):
+            raise InvalidRequest.argument("mount.guest_path", self.guest_path, "a path without ..")
+        # As one directory has many paths, the one that is looked at here is the one that is mounted on.
+        object.__setattr__(self, "guest_path", "/" + posixpath.normpath(self.guest_path).lstrip("/"))
         if self.guest_path.rstrip("/") in ("", "/proc", "/dev", "/sys") or self.guest_path.startswith(
             ("/proc/", "/dev/", "/sys/")
         ):
             raise InvalidRequest.argument(
                 "mount.guest_path", self.guest_path, "a path outside /proc, /dev and /sys"
             )
-        if ".." in self.guest_path.split("/"):
-            raise InvalidRequest.argument("mount.guest_path", self.guest_path, "a path without ..")
 
 
 ISOLATION = ("namespaces",)
@@ -182,7 +196,7 @@ class VmSpec:
         if (
             not isinstance(name, str)
             or not 0 < len(name) <= 64
-            or not all(c.isalnum() or c in "-." for c in name)
+            or not all(c.isascii() and (c.isalnum() or c in "-.") for c in name)
         ):
             raise InvalidRequest.argument("hostname", name, "1 to 64 letters, digits, dots or hyphens")
         if self.user not in ("agentos", "root"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 from collections.abc import Awaitable, Callable
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 from e2e_support import commands, one_id, open_descriptors, still_works
 
-from agentos import VM, Limits, Mount
+from agentos import VM, Host, Limits, Mount, VmSpec
 from agentos.errors import (
     AgentOSError,
+    BootFailed,
     FileDenied,
     FileMissing,
     InvalidRequest,
@@ -324,6 +326,22 @@ def test_a_vm_that_does_not_run(run: Any) -> None:
     run(main)
 
 
+def test_a_vm_that_fails_in_an_unforeseen_way_fails_alone() -> None:
+    """What no check has caught is an error of the one VM: those of the same host run on, and others can be made."""
+    limits = Limits()
+    object.__setattr__(limits, "cpu_cores", math.inf)
+
+    async def main() -> None:
+        async with Host() as host, VM(host=host) as before:
+            with pytest.raises(BootFailed):
+                await VM(limits=limits, host=host).start()
+            assert (await before.exec("echo alive")).stdout == "alive\n"
+            async with VM(host=host) as after:
+                assert (await after.exec("echo alive")).stdout == "alive\n"
+
+    asyncio.run(main())
+
+
 def test_wrong_specs() -> None:
     """What a VM is made from is checked when it is said, before anything is booted."""
     wrong: list[tuple[Callable[[], Any], str]] = [
@@ -341,6 +359,8 @@ def test_wrong_specs() -> None:
         (lambda: VM(files=["x"]), "files"),  # type: ignore[arg-type]
         (lambda: VM(files={"x": 5}), "files['x']"),  # type: ignore[dict-item]
         (lambda: VM(spec={}), "spec"),  # type: ignore[arg-type]
+        (lambda: VM(spec=VmSpec(), env={"A": "1"}), "spec"),
+        (lambda: VM(spec=VmSpec(), user="root"), "spec"),
         (lambda: VM(host="localhost"), "host"),  # type: ignore[arg-type]
         (lambda: Limits(memory_bytes=0), "limits.memory_bytes"),
         (lambda: Limits(processes=-5), "limits.processes"),

@@ -34,7 +34,17 @@ def test_a_limit_is_a_whole_number_above_zero(name: str, value: Any) -> None:
     assert caught.value.details["argument"] == f"limits.{name}"
 
 
-@pytest.mark.parametrize("value", [0, -0.5, "1", True, float("nan")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("processes", 2**22 + 1), ("open_files", 15), ("terminals", 2**20 + 1), ("memory_bytes", 2**60 + 1)],
+)
+def test_a_limit_is_one_that_a_vm_can_be_made_with(name: str, value: int) -> None:
+    """What the kernel would refuse while the VM boots, or no VM could live with, is refused when it is said."""
+    with pytest.raises(InvalidRequest, match=name):
+        Limits(**{name: value})
+
+
+@pytest.mark.parametrize("value", [0, -0.5, "1", True, float("nan"), float("inf"), 0.001, 10_001, 10**400])
 def test_cpu_cores_is_a_number_above_zero(value: Any) -> None:
     """Fractions are fine, and None is no limit."""
     with pytest.raises(InvalidRequest):
@@ -51,7 +61,25 @@ def test_cpu_weight_has_the_kernels_range() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "//", "/proc", "/proc/1", "/dev", "/dev/shm/x", "/sys", "x", "", "/a/../b", "/a\0", 3]
+    "path",
+    [
+        "/",
+        "//",
+        "/proc",
+        "/proc/1",
+        "/dev",
+        "/dev/shm/x",
+        "/sys",
+        "x",
+        "",
+        "/a/../b",
+        "/a\0",
+        3,
+        "//proc",
+        "/./proc",
+        "/dev/",
+        "/./",
+    ],
 )
 def test_mounts_stay_off_the_systems_directories(path: Any) -> None:
     """A guest path is absolute, without .., and none of /proc, /dev and /sys."""
@@ -62,6 +90,8 @@ def test_mounts_stay_off_the_systems_directories(path: Any) -> None:
 
 def test_a_mount_is_read_only_unless_said_otherwise() -> None:
     """The safe default."""
+    with pytest.raises(InvalidRequest):
+        Mount("/srv", "/data", read_only=0)  # type: ignore[arg-type]
     assert Mount("/srv", "/data").read_only
     with pytest.raises(InvalidRequest):
         Mount("srv", "/data")
@@ -73,6 +103,7 @@ def test_a_mount_is_read_only_unless_said_otherwise() -> None:
         {"hostname": ""},
         {"hostname": "a" * 65},
         {"hostname": "a b"},
+        {"hostname": "é"},
         {"hostname": 3},
         {"user": "nobody"},
         {"network": "host"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 
@@ -22,7 +23,7 @@ class Spawned:
         self._limits = limits
         self.retention = Retention(limits.exited_log_bytes, limits.lossless_bytes)
         self._processes: dict[int, Process] = {}
-        self._exited: deque[int] = deque()
+        self._exited: deque[Process] = deque()
         self._keys: OrderedDict[str, asyncio.Future[Process]] = OrderedDict()
 
     def get(self, pid: int) -> Process:
@@ -43,21 +44,24 @@ class Spawned:
     def add(self, process: Process) -> None:
         """One has started."""
         # A pid may come round again: the process that had it before is the one to forget.
-        self._forget(process.pid)
+        before = self._processes.get(process.pid)
+        if before is not None:
+            with contextlib.suppress(ValueError):  # of which the end has not been heard yet
+                self._exited.remove(before)
+            self._forget(before)
         self._processes[process.pid] = process
 
     def ended(self, process: Process) -> None:
         """One has ended: remember it, and forget the oldest beyond the limit."""
-        self._exited.append(process.pid)
+        if self._processes.get(process.pid) is not process:
+            return
+        self._exited.append(process)
         while len(self._exited) > self._limits.exited_processes:
-            oldest = self._exited.popleft()
-            if oldest in self._processes and not self._processes[oldest].running:
-                self._forget(oldest)
+            self._forget(self._exited.popleft())
 
-    def _forget(self, pid: int) -> None:
-        process = self._processes.pop(pid, None)
-        if process is not None:
-            self.retention.forget(process.log)
+    def _forget(self, process: Process) -> None:
+        del self._processes[process.pid]
+        self.retention.forget(process.log)
 
     async def once(self, key: str, spawn: Callable[[], Awaitable[Process]]) -> Process:
         """What the first `spawn` with this key started."""

@@ -67,8 +67,14 @@ class VM(ExecVerbs, BackgroundVerbs, ShellVerbs):
         spec: VmSpec | None = None,
         host: Host | None = None,
     ) -> None:
-        if spec is not None and not isinstance(spec, VmSpec):
-            raise InvalidRequest.argument("spec", spec, "a VmSpec")
+        if spec is not None:
+            if not isinstance(spec, VmSpec):
+                raise InvalidRequest.argument("spec", spec, "a VmSpec")
+            rest = (limits, env or None, user, hostname, mounts or (), image, network, isolation)
+            if rest != (None, None, "agentos", "agentos", (), None, "none", "namespaces"):
+                raise InvalidRequest.argument(
+                    "spec", spec, "all that the VM is made from, or arguments and no spec"
+                )
         if host is not None and not callable(getattr(host, "ready", None)):
             raise InvalidRequest.argument("host", host, "a Host")
         if not isinstance(mounts, Sequence):

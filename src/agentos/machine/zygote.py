@@ -158,12 +158,12 @@ class Zygote:
         channel = BlockingChannel(socket.socket(fileno=fds[0]))
         try:
             self._create(message, channel, fds[1], fds[2] if len(fds) > 2 else None)
-        except OSError as error:
-            notes = "; ".join([str(error), *getattr(error, "__notes__", [])])
+        except Exception as error:  # whatever one VM fails of, the others live on
+            said = str(error) if isinstance(error, OSError) else repr(error)
+            number = getattr(error, "errno", None) or 0
+            notes = "; ".join([said, *getattr(error, "__notes__", [])])
             with contextlib.suppress(OSError):
-                channel.send(
-                    {"ev": "boot_failed", "step": "create", "errno": error.errno or 0, "text": notes}
-                )
+                channel.send({"ev": "boot_failed", "step": "create", "errno": number, "text": notes})
             os.close(fds[1])
         finally:
             channel.close()
@@ -174,7 +174,7 @@ class Zygote:
         slot = self.ids.take_slot()
         try:
             cgroup = self.scope.create(str(message["name"]), **message["limits"])
-        except OSError:
+        except Exception:
             self.ids.give_back(slot)
             raise
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -188,7 +188,7 @@ class Zygote:
                 processes=int(message["processes"]), owner=self.ids.owner(slot),
             )  # fmt: skip
             self._give_identity(vm, disk)
-        except (OSError, ChannelBroken) as error:
+        except Exception as error:
             vm.let_go()
             self.scope.release(cgroup)
             self.ids.give_back(slot)

@@ -121,15 +121,15 @@ def test_only_a_range_of_ids_has_a_group_for_terminals() -> None:
 
 def test_limits_reach_the_steps_that_enforce_them() -> None:
     """Disk, shared memory, terminals, processes and open files; without a cgroup, each process's memory."""
-    limits = Limits(disk_bytes=11, disk_files=12, shm_bytes=13, processes=14, open_files=15, terminals=16)
+    limits = Limits(disk_bytes=11, disk_files=12, shm_bytes=13, processes=14, open_files=16, terminals=17)
     steps = plan_vm(VmSpec(limits=limits), facts("root"))
     named = {arguments.get("target"): arguments for _, arguments in steps}
     assert named[f"{STAGE}/layer"]["options"] == {"size": "11", "nr_inodes": "12", "mode": "0755"}
     assert named[f"{STAGE}/root/dev/shm"]["options"]["size"] == "13"
-    assert named[f"{STAGE}/root/dev/pts"]["options"]["max"] == "16"
-    assert steps[-1] == ("limits", {"open_files": 15})
+    assert named[f"{STAGE}/root/dev/pts"]["options"]["max"] == "17"
+    assert steps[-1] == ("limits", {"open_files": 16})
     steps = plan_vm(VmSpec(limits=limits), facts("subuid", memory_cgroup=False))
-    assert steps[-1] == ("limits", {"open_files": 15, "data_bytes": limits.memory_bytes})
+    assert steps[-1] == ("limits", {"open_files": 16, "data_bytes": limits.memory_bytes})
 
 
 def test_mounts_of_the_spec_come_before_the_pivot() -> None:
