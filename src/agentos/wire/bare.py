@@ -7,47 +7,57 @@ its shortest form.
 from __future__ import annotations
 
 from agentos.errors import InvalidRequest
-from agentos.wire.malformed import malformed
+from agentos.wire.malformed import MalformedMessage, malformed
 from agentos.wire.values import clean
 
 _MOST = 2**64 - 1
 _LONGEST_UINT = 10
+_BYTES = [bytes((one,)) for one in range(256)]
 
 
 class BareReader:
     """Reads primitives one after another. Each raises MalformedMessage where the bytes are no such thing."""
 
-    __slots__ = ("_at", "_data")
+    __slots__ = ("_at", "whole")
 
     def __init__(self, data: bytes) -> None:
-        self._data = memoryview(data)
+        self.whole = data
+        """The message that is read."""
         self._at = 0
 
-    def take(self, size: int) -> memoryview:
-        end = self._at + size
-        if end > len(self._data):
-            raise malformed("BARE: the message ends inside a value")
-        taken = self._data[self._at : end]
-        self._at = end
-        return taken
+    def take(self, size: int) -> bytes:
+        at, end = self.span(size)
+        return self.whole[at:end]
+
+    def span(self, size: int) -> tuple[int, int]:
+        """As `take`, but only where it begins and ends: nothing is copied."""
+        at = self._at
+        self._at = end = at + size
+        if end > len(self.whole):
+            raise _ended()
+        return at, end
 
     def byte(self) -> int:
-        if self._at >= len(self._data):
-            raise malformed("BARE: the message ends inside a value")
-        self._at += 1
-        return self._data[self._at - 1]
+        at = self._at
+        if at >= len(self.whole):
+            raise _ended()
+        self._at = at + 1
+        return self.whole[at]
 
     def fixed(self, size: int) -> int:
         """An unsigned integer of `size` bytes: u8, u16 or u64."""
         return int.from_bytes(self.take(size), "little")
 
     def uint(self) -> int:
-        value = 0
-        for index in range(_LONGEST_UINT):
+        value = self.byte()
+        if value < 0x80:
+            return value
+        value &= 0x7F
+        for index in range(1, _LONGEST_UINT):
             byte = self.byte()
             value |= (byte & 0x7F) << (7 * index)
             if byte < 0x80:
-                if value > _MOST or (byte == 0 and index):
+                if value > _MOST or byte == 0:
                     break
                 return value
         raise malformed("BARE: a uint that is not in its shortest form, or beyond 64 bits")
@@ -58,20 +68,20 @@ class BareReader:
             raise malformed(f"BARE: a bool of {byte}")
         return byte == 1
 
-    def data(self) -> memoryview:
-        """A part of the message, not copied."""
-        return self.take(self.uint())
-
     def text(self) -> str:
         try:
-            return str(self.data(), "utf-8")
+            return self.take(self.uint()).decode()
         except UnicodeDecodeError:
             raise malformed("BARE: text that is not UTF-8") from None
 
     def end(self) -> None:
         """Raise MalformedMessage where anything is left."""
-        if self._at != len(self._data):
-            raise malformed(f"BARE: {len(self._data) - self._at} bytes after the end of the message")
+        if self._at != len(self.whole):
+            raise malformed(f"BARE: {len(self.whole) - self._at} bytes after the end of the message")
+
+
+def _ended() -> MalformedMessage:
+    return malformed("BARE: the message ends inside a value")
 
 
 class BareWriter:
@@ -87,10 +97,13 @@ class BareWriter:
 
     def fixed(self, value: int, size: int) -> None:
         """An unsigned integer of `size` bytes: u8, u16 or u64."""
-        self._parts.append(_checked(value, 256**size - 1).to_bytes(size, "little"))
+        self._parts.append(_checked(value, (1 << 8 * size) - 1).to_bytes(size, "little"))
 
     def uint(self, value: int) -> None:
         _checked(value, _MOST)
+        if value < 0x80:
+            self._parts.append(_BYTES[value])
+            return
         digits = bytearray()
         while value > 0x7F:
             digits.append(value & 0x7F | 0x80)

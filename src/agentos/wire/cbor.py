@@ -1,8 +1,7 @@
 """CBOR in the profile that the protocol's JavaScript side reads and writes.
 
-Sending goes through cbor2, after numbers were given the form that JavaScript takes for a number: a
-long integer would arrive as a bigint there. Reading is done here and knows only what the protocol uses:
-cbor2 5.9 needs quadratic time for long text (9.5 s for 50 MB), and its tags compile regular
+What is sent has its numbers in the form that JavaScript takes for a number: a long integer would arrive as
+a bigint there. Reading knows only what the protocol uses: the tags of a whole CBOR compile regular
 expressions, parse mail and compute powers that the sender chose.
 """
 
@@ -12,10 +11,9 @@ import struct
 from datetime import datetime
 from typing import Any, Final
 
-import cbor2
-
 from agentos.wire.cbor_tags import EPOCH, NUMBER_ARRAYS, TAGS, element_size
-from agentos.wire.malformed import Bounds, check_size, malformed
+from agentos.wire.cbor_writer import Tagged, Wide, dump
+from agentos.wire.malformed import Bounds, MalformedMessage, check_size, malformed
 from agentos.wire.values import (
     SAFE_INTEGER,
     UNDEFINED,
@@ -27,16 +25,9 @@ from agentos.wire.values import (
     whole,
 )
 
+__all__ = ["BYTES", "NATIVE", "PAIRS", "PairsForm", "dump", "dumps", "load", "wide"]
+
 _SHORT: Final = 2**32
-
-
-class _Wide:
-    """An id, written in 8 bytes however small it is: only so is it a bigint in JavaScript."""
-
-    __slots__ = ("number",)
-
-    def __init__(self, number: int) -> None:
-        self.number = number
 
 
 class PairsForm(Form):
@@ -48,7 +39,7 @@ class PairsForm(Form):
         return float(value) if -SAFE_INTEGER <= value <= SAFE_INTEGER else big_integer(value)
 
     def moment(self, value: datetime) -> Any:
-        return cbor2.CBORTag(1, (value - EPOCH).total_seconds())
+        return Tagged(1, (value - EPOCH).total_seconds())
 
 
 class NativeForm(PairsForm):
@@ -65,10 +56,10 @@ class NativeForm(PairsForm):
         return value
 
     def undefined(self) -> Any:
-        return cbor2.undefined
+        return UNDEFINED
 
     def members(self, value: list[Any]) -> Any:
-        return cbor2.CBORTag(258, value)
+        return Tagged(258, value)
 
 
 class BytesForm(PairsForm):
@@ -84,13 +75,8 @@ BYTES = BytesForm()
 
 
 def wide(number: int) -> object:
-    """`number` as an id for `dump`."""
-    return _Wide(number)
-
-
-def dump(tree: Any) -> bytes:
-    """The bytes of a tree that `encode_tree` made for one of the forms here."""
-    return cbor2.dumps(tree, default=_write_wide)
+    """`number` as an id for `dump`: only in 8 bytes is it a bigint in JavaScript."""
+    return Wide(number)
 
 
 def dumps(value: Any, form: PairsForm = PAIRS) -> bytes:
@@ -98,29 +84,29 @@ def dumps(value: Any, form: PairsForm = PAIRS) -> bytes:
     return dump(encode_tree(value, form))
 
 
-def _write_wide(encoder: cbor2.CBOREncoder, value: Any) -> None:
-    encoder.write(struct.pack(">BQ", 0x1B, value.number))
+def load(data: bytes, bounds: Bounds, start: int = 0, end: int | None = None) -> Any:
+    """The tree that `data` describes (or what of it is from `start` to `end`, which need not be cut out for that).
 
-
-def load(data: bytes | memoryview, bounds: Bounds) -> Any:
-    """The tree that `data` describes, its tagged pairs not revived yet. Raises MalformedMessage."""
-    check_size(data, bounds)
-    reader = _Reader(data, bounds.items)
+    Its tagged pairs are not revived yet. Raises MalformedMessage.
+    """
+    end = len(data) if end is None else end
+    check_size(end - start, bounds)
+    reader = _Reader(data, start, end, bounds.items)
     try:
         value = reader.item(bounds.depth)
     except RecursionError:
         raise malformed("CBOR: arrays and maps are too deep inside one another") from None
     if value is _BREAK:
         raise malformed("CBOR: a break outside of any array or map")
-    if reader.at != len(data):
-        raise malformed(f"CBOR: {len(data) - reader.at} bytes after the end of the value")
+    if reader.at != end:
+        raise malformed(f"CBOR: {end - reader.at} bytes after the end of the value")
     return value
 
 
 _BREAK: Final = object()
 _INDEFINITE: Final = -1
 _SIMPLE: Final = {20: False, 21: True, 22: None, 23: UNDEFINED, 31: _BREAK}
-_FLOATS: Final = {25: (">e", 2), 26: (">f", 4), 27: (">d", 8)}
+_FLOATS: Final = {25: struct.Struct(">e"), 26: struct.Struct(">f"), 27: struct.Struct(">d")}
 
 
 class _Reader:
@@ -128,18 +114,30 @@ class _Reader:
 
     __slots__ = ("at", "data", "end", "left")
 
-    def __init__(self, data: bytes | memoryview, items: int) -> None:
-        self.data = memoryview(data)
-        self.end = len(self.data)
-        self.at = 0
-        self.left = items
+    def __init__(self, data: bytes, start: int, end: int, items: int) -> None:
+        self.data = data
+        self.end = end
+        self.at = start
+        self.left = items - 1
 
     def item(self, depth: int) -> Any:
-        self.spend(1)
-        head = self.byte()
+        """The next value. Whoever asks for it has spent it."""
+        at = self.at
+        if at >= self.end:
+            raise _ended()
+        head = self.data[at]
+        self.at = at = at + 1
+        if 0x60 <= head < 0x78:  # a short text, as most of what there is: without a further call
+            self.at = end = at + head - 0x60
+            if end > self.end:
+                raise _ended()
+            try:
+                return self.data[at:end].decode()
+            except UnicodeDecodeError:
+                return _cut_text(self.data[at:end])
+        if head < 24:
+            return head
         major, info = head >> 5, head & 31
-        if major == 3 and info < 24:  # most of what there is
-            return _text(self.take(info))
         if major == 7:
             return self.special(info)
         size = info if info < 24 else self.argument(major, info)
@@ -148,7 +146,7 @@ class _Reader:
         if major == 1:
             return -1 - size
         if major == 2:
-            return bytes(self.take(size)) if size >= 0 else b"".join(self.chunks(2))
+            return self.take(size) if size >= 0 else b"".join(self.chunks(2))
         if major == 3:
             return _text(self.take(size)) if size >= 0 else "".join(_text(one) for one in self.chunks(3))
         if depth <= 0:
@@ -165,15 +163,15 @@ class _Reader:
     def byte(self) -> int:
         at = self.at
         if at >= self.end:
-            raise malformed("CBOR: the message ends inside a value")
+            raise _ended()
         self.at = at + 1
         return self.data[at]
 
-    def take(self, size: int) -> memoryview:
+    def take(self, size: int) -> bytes:
         at = self.at
         self.at = end = at + size
         if end > self.end:
-            raise malformed("CBOR: the message ends inside a value")
+            raise _ended()
         return self.data[at:end]
 
     def argument(self, major: int, info: int) -> int:
@@ -183,7 +181,7 @@ class _Reader:
             return _INDEFINITE
         raise malformed(f"CBOR: a head of {major << 5 | info:#04x} has no meaning")
 
-    def chunks(self, major: int) -> list[memoryview]:
+    def chunks(self, major: int) -> list[bytes]:
         found = []
         while (head := self.byte()) != 0xFF:
             self.spend(1)
@@ -197,8 +195,11 @@ class _Reader:
     def array(self, size: int, depth: int) -> list[Any]:
         if size > self.end - self.at:
             raise malformed("CBOR: the message ends inside an array")
+        self.spend(max(size, 0))
         found: list[Any] = []
         while size:
+            if size < 0:  # of indefinite length: counts down from there
+                self.spend(1)
             one = self.item(depth)
             if one is _BREAK:
                 self.check_break(size)
@@ -210,16 +211,21 @@ class _Reader:
     def map(self, size: int, depth: int) -> dict[Any, Any]:
         if size > self.end - self.at:
             raise malformed("CBOR: the message ends inside a map")
+        self.spend(max(size, 0) * 2)
         found: dict[Any, Any] = {}
+        data, end, item = self.data, self.end, self.item
         while size:
-            if 0x80 <= self.byte() < 0xE0:  # their hashes could be chosen to be equal
+            if size < 0:
+                self.spend(1)
+            if self.at < end and 0x80 <= data[self.at] < 0xE0:  # their hashes could be chosen to be equal
                 raise malformed("CBOR: a key that is an array, a map or tagged")
-            self.at -= 1
-            key = self.item(0)
+            key = item(0)
             if key is _BREAK:
                 self.check_break(size)
                 break
-            value = self.item(depth)
+            if size < 0:
+                self.spend(1)
+            value = item(depth)
             if value is _BREAK:
                 raise malformed("CBOR: a key without a value")
             found[key] = value
@@ -227,34 +233,42 @@ class _Reader:
         return found
 
     def check_break(self, size: int) -> None:
-        if size >= 0:  # of indefinite length it is below 0, and counts down from there
+        if size >= 0:
             raise malformed("CBOR: a break inside a value of known length")
 
     def tagged(self, tag: int, depth: int) -> Any:
         read = TAGS.get(tag)
         if read is None:
             raise malformed(f"CBOR: tag {tag} is not part of the protocol")
+        self.spend(1)
         value = self.item(depth)
         if tag in NUMBER_ARRAYS and type(value) is bytes:
             self.spend(len(value) // element_size(tag))
         return read(tag, value)
 
     def special(self, info: int) -> Any:
-        if info in _FLOATS:
-            code, size = _FLOATS[info]
-            return whole(struct.unpack(code, self.take(size))[0])
-        if info not in _SIMPLE:
+        if info in _SIMPLE:
+            return _SIMPLE[info]
+        real = _FLOATS.get(info)
+        if real is None:
             raise malformed("CBOR: a simple value that is not part of the protocol")
-        return _SIMPLE[info]
+        return whole(real.unpack(self.take(real.size))[0])
 
 
-def _text(data: memoryview) -> str:
+def _text(data: bytes) -> str:
     try:
-        return str(data, "utf-8")
+        return data.decode()
     except UnicodeDecodeError:
-        pass
+        return _cut_text(data)
+
+
+def _cut_text(data: bytes) -> str:
+    """JavaScript's text may have half of a pair, where it was cut in two; clients send it so, as JSON can too."""
     try:
-        # JavaScript's text may have half of a pair, where it was cut in two; clients send it so, as JSON can too.
-        return clean(str(data, "utf-8", "surrogatepass"))
+        return clean(data.decode("utf-8", "surrogatepass"))
     except UnicodeDecodeError:
         raise malformed("CBOR: text that is not UTF-8") from None
+
+
+def _ended() -> MalformedMessage:
+    return malformed("CBOR: the message ends inside a value")

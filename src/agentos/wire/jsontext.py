@@ -50,7 +50,7 @@ def load(data: bytes | str, bounds: Bounds) -> Any:
     A whole number is an int however it is written, as there is only one kind of number in JavaScript.
     Raises MalformedMessage.
     """
-    check_size(data, bounds)
+    check_size(len(data), bounds)
     text = data if isinstance(data, str) else _decode(data)
     _check_items(text, bounds.items)
     try:

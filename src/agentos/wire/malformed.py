@@ -65,7 +65,7 @@ def shown(value: object) -> str:
     return "an array" if kind is list else "an object" if kind is dict else kind.__name__
 
 
-def check_size(data: bytes | memoryview | str, bounds: Bounds) -> None:
-    """Raise MalformedMessage where `data` is longer than `bounds` allow."""
-    if len(data) > bounds.bytes:
-        raise malformed(f"a message of {len(data)} bytes is over the limit of {bounds.bytes}")
+def check_size(size: int, bounds: Bounds) -> None:
+    """Raise MalformedMessage where a message of `size` is longer than `bounds` allow."""
+    if size > bounds.bytes:
+        raise malformed(f"a message of {size} bytes is over the limit of {bounds.bytes}")

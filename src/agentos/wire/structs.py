@@ -5,7 +5,8 @@ A version stands in front, and a tag follows it where one of several messages ma
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 from agentos.errors import InvalidRequest
 from agentos.wire import cbor
@@ -43,14 +44,14 @@ def _framed(message: object, version: int, tag: int | None, form: PairsForm) -> 
 
 def read_body(kind: type[_Message], data: bytes, bounds: Bounds) -> _Message:
     """The message that `data` holds. Raises MalformedMessage."""
-    check_size(data, bounds)
+    check_size(len(data), bounds)
     reader = BareReader(data)
     return _finished(reader, kind, _read_version(reader), bounds)
 
 
 def read_frame(kinds: tuple[type[_Message], ...], data: bytes, bounds: Bounds) -> _Message:
     """The message, one of `kinds`, that a WebSocket frame holds. Raises MalformedMessage."""
-    check_size(data, bounds)
+    check_size(len(data), bounds)
     reader = BareReader(data)
     version = _read_version(reader)
     tag = reader.fixed(1)
@@ -74,13 +75,24 @@ def _finished(reader: BareReader, kind: type[_Message], version: int, bounds: Bo
     return message
 
 
+_FIELDS: Final[dict[tuple[type, int], tuple[Field, ...]]] = {
+    (kind, version): tuple(field for field in fields if field.since <= version <= field.until)
+    for kind, fields in FIELDS.items()
+    for version in range(1, VERSION + 1)
+}
+"""Those that a version has."""
+
+
 def _read_struct(reader: BareReader, kind: type[_Message], version: int, bounds: Bounds) -> _Message:
     values: dict[str, Any] = {}
-    for field in FIELDS[kind]:
-        if not field.since <= version <= field.until:
-            continue
+    for field in _FIELDS[kind, version]:
         try:
-            values[field.attribute] = _read_field(reader, field, version, bounds)
+            if field.optional and not reader.boolean():
+                values[field.attribute] = None
+            elif field.kind is _SPECIFIER:
+                values[field.attribute] = _read_struct(reader, ActorSpecifier, version, bounds)
+            else:
+                values[field.attribute] = _READ[field.kind](reader, bounds)
         except MalformedMessage as problem:
             problem.action_id = values.get("id")
             raise
@@ -88,48 +100,51 @@ def _read_struct(reader: BareReader, kind: type[_Message], version: int, bounds:
     return kind(**values)
 
 
-def _read_field(reader: BareReader, field: Field, version: int, bounds: Bounds) -> Any:
-    if field.optional and not reader.boolean():
-        return None
-    if field.kind is Kind.SPECIFIER:
-        return _read_struct(reader, ActorSpecifier, version, bounds)
-    if field.kind is Kind.TEXT:
-        return reader.text()
-    if field.kind is Kind.BOOL:
-        return reader.boolean()
-    if field.kind is Kind.U64:
-        return reader.fixed(8)
-    if field.kind is Kind.UINT or field.kind is Kind.ID:
-        return reader.uint()
-    value = revive(cbor.load(reader.data(), bounds), bounds.depth)
-    if field.kind is Kind.ARGUMENTS:
-        if type(value) is not list:
-            raise unwanted(field.wire, value, "an array")
-        return tuple(value)
-    return value
+def _read_value(reader: BareReader, bounds: Bounds) -> Any:
+    start, end = reader.span(reader.uint())
+    tree = cbor.load(reader.whole, bounds, start, end)
+    # The name of a tagged pair begins with it: where there is none, there is nothing to revive.
+    return tree if reader.whole.find(b"$", start, end) < 0 else revive(tree, bounds.depth)
+
+
+def _read_arguments(reader: BareReader, bounds: Bounds) -> tuple[Any, ...]:
+    value = _read_value(reader, bounds)
+    if type(value) is not list:
+        raise unwanted("args", value, "an array")
+    return tuple(value)
+
+
+_SPECIFIER: Final = Kind.SPECIFIER
+_READ: Final[dict[Kind, Callable[[BareReader, Bounds], Any]]] = {
+    Kind.TEXT: lambda reader, bounds: reader.text(),
+    Kind.BOOL: lambda reader, bounds: reader.boolean(),
+    Kind.ID: lambda reader, bounds: reader.uint(),
+    Kind.UINT: lambda reader, bounds: reader.uint(),
+    Kind.U64: lambda reader, bounds: reader.fixed(8),
+    Kind.VALUE: _read_value,
+    Kind.ARGUMENTS: _read_arguments,
+}
 
 
 def _write_struct(out: BareWriter, message: object, version: int, form: PairsForm) -> None:
-    for field in FIELDS[type(message)]:
-        if field.since <= version <= field.until:
-            value = getattr(message, field.attribute) if field.attribute else ""
-            _write_field(out, field, value, version, form)
+    for field in _FIELDS[type(message), version]:
+        value = getattr(message, field.attribute) if field.attribute else ""
+        if field.optional:
+            out.boolean(value is not None)
+            if value is None:
+                continue
+        if field.kind is _SPECIFIER:
+            _write_struct(out, value, version, form)
+        else:
+            _WRITE[field.kind](out, value, form)
 
 
-def _write_field(out: BareWriter, field: Field, value: Any, version: int, form: PairsForm) -> None:
-    if field.optional:
-        out.boolean(value is not None)
-        if value is None:
-            return
-    if field.kind is Kind.SPECIFIER:
-        _write_struct(out, value, version, form)
-    elif field.kind is Kind.TEXT:
-        out.text(value)
-    elif field.kind is Kind.BOOL:
-        out.boolean(value)
-    elif field.kind is Kind.U64:
-        out.fixed(value, 8)
-    elif field.kind is Kind.UINT or field.kind is Kind.ID:
-        out.uint(value)
-    else:
-        out.data(cbor.dumps(list(value) if field.kind is Kind.ARGUMENTS else value, form))
+_WRITE: Final[dict[Kind, Callable[[BareWriter, Any, PairsForm], None]]] = {
+    Kind.TEXT: lambda out, value, form: out.text(value),
+    Kind.BOOL: lambda out, value, form: out.boolean(value),
+    Kind.ID: lambda out, value, form: out.uint(value),
+    Kind.UINT: lambda out, value, form: out.uint(value),
+    Kind.U64: lambda out, value, form: out.fixed(value, 8),
+    Kind.VALUE: lambda out, value, form: out.data(cbor.dumps(value, form)),
+    Kind.ARGUMENTS: lambda out, value, form: out.data(cbor.dumps(list(value), form)),
+}

@@ -96,11 +96,13 @@ def encode_tree(value: Any, form: Form, depth: int = DEEPEST) -> Any:
     """
     kind = type(value)
     if kind is str:
-        return clean(value)
+        return value if value.isascii() else clean(value)
     if value is None or kind is bool:
         return value
     if kind is int:
         return form.integer(value)
+    if kind is float:
+        return form.real(value)
     if depth <= 0:
         raise InvalidRequest(f"values more than {DEEPEST} deep cannot be sent")
     if kind is dict:
@@ -137,6 +139,8 @@ def _encode_other(value: Any, form: Form, depth: int) -> Any:
 
 
 def _key(key: Any) -> str:
+    if type(key) is str and key.isascii():
+        return key
     if not isinstance(key, str):
         raise InvalidRequest(f"a key of type {type(key).__name__} cannot be sent: keys are text")
     return clean(key)
