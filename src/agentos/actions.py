@@ -89,15 +89,15 @@ class Action:
 
         None stands for an argument that was not given. Raises InvalidRequest for an unknown or missing one.
         """
-        known = {one.name for one in (*self.params, *self.options)}
-        unknown = [name for name in values if name not in known]
-        if unknown:
-            raise InvalidRequest.argument(f"arguments of {self.name}", unknown[0], "a known argument")
+        known = _NAMES[self.name]
+        for name in values:
+            if name not in known:
+                raise InvalidRequest.argument(f"arguments of {self.name}", name, "a known argument")
         args = [self._write_one(param, values) for param in self.params]
         options = {
-            param.wire: self._write_one(param, values)
+            param.wire: param.kind.write(value)
             for param in self.options
-            if values.get(param.name) is not None
+            if (value := values.get(param.name)) is not None
         }
         if options:
             return [*args, options]
@@ -305,6 +305,11 @@ BY_NAME: Final[dict[str, Action]] = {
 
 BY_METHOD: Final[dict[str, Action]] = {action.method: action for action in ACTIONS}
 """By the name of the Python method."""
+
+_NAMES: Final[dict[str, frozenset[str]]] = {
+    action.name: frozenset(one.name for one in (*action.params, *action.options)) for action in ACTIONS
+}
+"""What each action takes, in Python."""
 
 _OPTIONS_BY_NAME: Final[dict[str, dict[str, Param]]] = {
     action.name: {name: one for one in action.options for name in (one.wire, *one.aliases)}

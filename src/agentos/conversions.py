@@ -76,6 +76,9 @@ def _fields(kind: type) -> tuple[tuple[str, str, bool], ...]:
     return tuple((one.name, camel(one.name), one.name in _TIMES) for one in dataclasses.fields(kind))
 
 
+_PLAIN: Final = frozenset((type(None), str, bytes, bool, int, float))
+
+
 def write_value(value: Any) -> Any:
     """A frozen value of the model as an object of the wire."""
     if isinstance(value, tuple | list):
@@ -88,9 +91,7 @@ def write_value(value: Any) -> Any:
         if is_time:
             tree[wire] = None if one is None else round(one * 1000, 3)
         else:
-            tree[wire] = (
-                one if one is None or isinstance(one, str | bytes | int | float) else write_value(one)
-            )
+            tree[wire] = one if type(one) in _PLAIN else write_value(one)
     return tree
 
 
@@ -103,7 +104,7 @@ def read_value(kind: type, tree: Mapping[str, Any], **more: Any) -> Any:
         one = tree[wire]
         if is_time and one is not None:
             one /= 1000
-        values[name] = tuple(one) if isinstance(one, list) else one
+        values[name] = tuple(one) if type(one) is list else one
     return kind(**values)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Coroutine, Iterator
+from functools import lru_cache
 from typing import Any, Final
 
 from agentos.actor import Actor
@@ -53,6 +54,11 @@ log = logging.getLogger("agentos.server")
 _HOOK_SECONDS: Final = 30.0
 _QUICK_SECONDS: Final = 0.1
 """An action that takes longer is cancelled when its client goes away."""
+
+
+_SHORT_ADDRESS: Final = 1024
+_parse_known = lru_cache(maxsize=256)(parse_address)
+"""For addresses that are short: a client calls the same one again and again."""
 
 
 class ServerGoing(AgentOSError):
@@ -154,7 +160,9 @@ class Gateway:
             raise RouteNotFound("there is nothing under this path")
 
     def _address(self, request: Request, terms: Terms) -> Address:
-        address = parse_address(request.path, request.query, terms.direct)
+        path, query = request.path, request.query
+        short = len(path) + len(query) <= _SHORT_ADDRESS
+        address = (_parse_known if short else parse_address)(path, query, terms.direct)
         if address is None:
             self._access.check(request, terms.token)
             raise RouteNotFound("there is nothing under this path")

@@ -11,6 +11,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.protocol import OPEN
 
 from agentos.server.settings import Settings
 
@@ -91,6 +92,15 @@ class BoundedHttp(HttpToolsProtocol):
                 self.transport.close()
 
 
+def _head(size: int) -> bytes:
+    """What stands before the `size` bytes of a binary message in one frame, as servers send it (RFC 6455, 5.2)."""
+    if size < 126:
+        return bytes((0x82, size))
+    if size < 1 << 16:
+        return b"\x82\x7e" + size.to_bytes(2, "big")
+    return b"\x82\x7f" + size.to_bytes(8, "big")
+
+
 class Sockets(WebSocketsSansIOProtocol):
     """WebSockets; one that is refused with an answer of HTTP is refused, and no error of the application."""
 
@@ -103,6 +113,11 @@ class Sockets(WebSocketsSansIOProtocol):
             self.read_paused = False
 
     async def send(self, message: Any) -> None:
+        data = message.get("bytes")
+        if data is not None and self.writable.is_set() and self.conn.state is OPEN and not self.disconnected:
+            # What is sent most: without the layers that fragments and extensions would need.
+            self.transport.write(_head(len(data)) + data)
+            return
         await super().send(message)
         if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
             self.handshake_complete = True
