@@ -95,7 +95,7 @@ class Action:
                 raise InvalidRequest.argument(f"arguments of {self.name}", name, "a known argument")
         args = [self._write_one(param, values) for param in self.params]
         options = {
-            param.wire: param.kind.write(value)
+            param.wire: param.kind.write(param.name, value)
             for param in self.options
             if (value := values.get(param.name)) is not None
         }

@@ -215,7 +215,7 @@ class Link:
         url = "ws" + transport.endpoint.removeprefix("http") + gateway_path(target, Connect())
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
-                socket = await transport.session.ws_connect(
+                socket = await transport.session_of_sockets.ws_connect(
                     URL(url, encoded=True), protocols=subprotocols_of_terms(Terms(BARE_BYTES)),
                     max_msg_size=_FRAME_BYTES, heartbeat=_PING_SECONDS,
                     timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_SECONDS),

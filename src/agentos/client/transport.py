@@ -13,6 +13,7 @@ import aiohttp
 from yarl import URL
 
 from agentos.client.reasons import never_began, reason_of
+from agentos.client.tunnel import Tunnels
 from agentos.errors import ConnectionLost, InvalidRequest, VmNotFound
 from agentos.wire.address import Action, ById, ByKey, Target, gateway_path
 from agentos.wire.encodings import BARE_BYTES, decode_http_error
@@ -45,6 +46,7 @@ class Transport:
         self.namespace = namespace
         self.reached = False
         self._session: aiohttp.ClientSession | None = None
+        self._tunnels: aiohttp.ClientSession | None = None
         self.closed = False
         """Whether it is over: nothing more is asked."""
 
@@ -65,11 +67,25 @@ class Transport:
             )  # fmt: skip
         return self._session
 
+    @property
+    def session_of_sockets(self) -> aiohttp.ClientSession:
+        """The same for WebSockets: one with tunnels, where there is a proxy and nothing is encrypted."""
+        session, proxy = self.session, proxy_for(self.endpoint)
+        if proxy is None or not (self.endpoint.startswith("http:") and proxy.startswith("http:")):
+            return session
+        if self._tunnels is None:
+            self._tunnels = aiohttp.ClientSession(
+                headers=session.headers, skip_auto_headers=session.skip_auto_headers, connector=Tunnels(proxy),
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )  # fmt: skip
+        return self._tunnels
+
     async def close(self) -> None:
         """End all connections. Requests in flight fail."""
         self.closed = True
-        if self._session is not None:
-            await self._session.close()
+        for session in (self._session, self._tunnels):
+            if session is not None:
+                await session.close()
 
     def url(self, path: str) -> URL:
         """The address of what is under `path`, which is sent as it is."""

@@ -463,6 +463,19 @@ def test_cancelling_ends_what_was_asked(url: str, way: str) -> None:
     with_agent(url, work)
 
 
+def test_messages_of_every_length(url: str) -> None:
+    """On both sides of where a frame's head becomes longer (126 and 65536 bytes), and well beyond."""
+    blob = bytes(range(256)) * 300
+
+    async def work(agent: Agent) -> None:
+        await agent.files.write_file("blob", blob)
+        async with agent.connect() as connection:
+            for size in (*range(100, 130), *range(65_510, 65_540), len(blob)):
+                assert await connection.files.read_file("blob", length=size) == blob[:size]
+
+    with_agent(url, work)
+
+
 def test_events(url: str) -> None:
     """Of processes that somebody else starts, to handlers of both kinds, until they are taken off."""
 
@@ -552,6 +565,41 @@ def test_tokens(start: Callable[..., AbstractContextManager[str]]) -> None:
 
     with start("agentos.server", "--token", "a-long-token") as url:
         asyncio.run(main(url))
+
+
+def test_through_a_proxy(url: str, proxy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests and WebSockets go through the proxy that the environment names; one that refuses is said to."""
+
+    async def main() -> None:
+        async with proxy.serving():
+            for name in ("https_proxy", "all_proxy", "no_proxy"):
+                monkeypatch.delenv(name, raising=False)
+                monkeypatch.delenv(name.upper(), raising=False)
+            monkeypatch.setenv("http_proxy", proxy.url)
+            async with create_client(url) as client:
+                agent = client.vm.get_or_create(new_key())
+                assert (await agent.exec("echo asked")).stdout == "asked\n"
+                outputs: list[Any] = []
+                async with agent.connect() as connection:
+                    connection.on("processOutput", outputs.append)
+                    assert (await connection.exec("echo in a tunnel")).stdout == "in a tunnel\n"
+                    await connection.spawn("echo", ["told"])
+                    await until(lambda: bool(outputs))
+                target = url.removeprefix("http://")
+                assert proxy.asked[0].startswith(f"POST http://{target}/gateway/")
+                assert proxy.asked[-1] == f"CONNECT {target} HTTP/1.1"
+                assert proxy.credentials == {"basic dxnlcjpzzwnyzxq="}
+                await agent.destroy()
+                proxy.refuses = True
+                with pytest.raises(ConnectionLost, match="403 Forbidden"):
+                    async with agent.connect():
+                        pass
+        async with create_client(url) as client:
+            with pytest.raises(ConnectionLost, match=r"the proxy .*: connection refused"):
+                async with client.vm.get_or_create(new_key()).connect():
+                    pass
+
+    asyncio.run(main())
 
 
 def test_nobody_there() -> None:
