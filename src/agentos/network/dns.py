@@ -26,6 +26,7 @@ MAX_TTL: Final = 3600
 _HEADER: Final = struct.Struct(">HHHHHH")
 _RECORD: Final = struct.Struct(">HHIH")
 _LONGEST_NAME: Final = 255
+_LONGEST_LABEL: Final = 63
 
 
 class Malformed(ValueError):
@@ -77,7 +78,7 @@ def parse_query(data: bytes) -> Query:
 
 
 def ask(query: Query, number: int) -> bytes:
-    """The message that asks a server the question of `query` under the id `number`."""
+    """The message that asks a server the question of `query` under the id `number`. Raises Malformed."""
     head = _HEADER.pack(number, _WANTED, 1, 0, 0, 1)
     return head + _question(query) + b"\0" + _RECORD.pack(_OPT, UDP_BYTES, 0, 0)
 
@@ -152,6 +153,9 @@ def refusal(data: bytes, code: int) -> bytes:
 
 def _question(query: Query) -> bytes:
     labels = query.name.encode("latin-1").split(b".") if query.name else []
+    if not all(0 < len(one) <= _LONGEST_LABEL for one in labels):
+        # A server would read another name in it: an empty label ends one, a long one is taken for a pointer.
+        raise Malformed("a name that no message can carry")
     return b"".join(bytes([len(one)]) + one for one in labels) + b"\0" + struct.pack(">HH", query.kind, _IN)
 
 
@@ -164,7 +168,7 @@ def _name(data: bytes, at: int) -> tuple[str, int]:
             raise Malformed("a name without an end")
         length = data[at]
         total += length + 1
-        if length > 63 or total > _LONGEST_NAME:
+        if length > _LONGEST_LABEL or total > _LONGEST_NAME:
             raise Malformed("a name that is too long")
         if length == 0:
             return ".".join(labels), at + 1
@@ -185,7 +189,7 @@ def _skip_name(data: bytes, at: int) -> int:
         length = data[at]
         if length >= 0xC0:
             return at + 2
-        if length > 63:
+        if length > _LONGEST_LABEL:
             raise Malformed("a name that is too long")
         at += 1 + length
         if length == 0:

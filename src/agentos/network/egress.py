@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import re
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
@@ -35,6 +36,7 @@ _DESCRIPTORS: Final = 2
 """Of a connection: the VM's end and the host's."""
 _NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _KEEPALIVE_SECONDS: Final = 60
+_HOST_NAME: Final = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\Z")
 
 
 class Egress:
@@ -146,9 +148,9 @@ class Egress:
         if address is not None:
             return await self.connect([address], port)
         name = host.lower().removesuffix(".")
-        last = name.rpartition(".")[2]
-        if not name.isascii() or len(name) > 253 or not last or last[0].isdigit():
-            # Numbers that some programs take for addresses: 2130706433, 0x7f.1, 0177.0.0.1.
+        if not _HOST_NAME.match(name) or len(name) > 253 or name.rpartition(".")[2][0].isdigit():
+            # Numbers that some programs take for addresses: 2130706433, 0x7f.1, 0177.0.0.1. And what in a DNS message
+            # would be another name than here, such as one with two dots in a row.
             raise Refused(host[:300], "name")
         return await self.connect(await self.names.addresses(name), port, [name])
 

@@ -29,6 +29,7 @@ class NameService:
         self._resolver = resolver
         self._udp = udp
         self._lookups: set[asyncio.Task[None]] = set()
+        self._next_turn = 0.0
         self._pace = Pace(_PER_SECOND, self._udp, self._received)
 
     def close(self) -> None:
@@ -70,11 +71,19 @@ class NameService:
     async def serve_stream(self, sock: socket.socket) -> None:
         """Answer the questions of one TCP connection, each after its length."""
         while True:
+            await self._turn()
             async with asyncio.timeout(_IDLE_SECONDS):
                 size = int.from_bytes(await receive(sock, 2), "big")
                 data = await receive(sock, size)
                 reply = await self._answer(data, udp=False)
                 await send_all(sock, len(reply).to_bytes(2, "big") + reply)
+
+    async def _turn(self) -> None:
+        """Wait until one more question over TCP may be taken: all connections of the VM have one pace."""
+        now = asyncio.get_running_loop().time()
+        at = max(self._next_turn, now)
+        self._next_turn = at + 1 / _PER_SECOND
+        await asyncio.sleep(at - now)
 
     async def _answer(self, data: bytes, *, udp: bool) -> bytes:
         try:

@@ -35,7 +35,12 @@ def _done(ready: asyncio.Future[None]) -> None:
 
 
 async def receive_some(sock: socket.socket, most: int) -> bytes:
-    """What has come, at most `most` bytes; nothing at the end."""
+    """What has come, at most `most` bytes; nothing at the end.
+
+    Others have their turn first, even if there is something at once: whoever sends without a pause would have the
+    event loop for itself, and no deadline would ever come.
+    """
+    await asyncio.sleep(0)
     while True:
         try:
             return sock.recv(most)

@@ -12,10 +12,13 @@ import h11
 from agentos.conversions import FetchResponse
 from agentos.errors import FetchFailed, InvalidRequest, LimitExceeded
 from agentos.machine.vm import VM
+from agentos.network.waiting import receive_some
 
 FETCH_SECONDS: Final = 60.0
 """For a whole answer."""
 _CHUNK: Final = 65_536
+EVENTS_AT_ONCE: Final = 16
+"""Pieces of an answer that are taken before others have their turn: one may be a single byte."""
 
 
 async def fetch(
@@ -74,7 +77,7 @@ class _Wire:
         await self._loop.sock_sendall(self._sock, data)
 
     async def receive(self) -> bytes:
-        return await self._loop.sock_recv(self._sock, _CHUNK)
+        return await receive_some(self._sock, _CHUNK)
 
 
 async def _exchange(wire: _Wire, request: h11.Request, data: bytes) -> FetchResponse:
@@ -85,8 +88,12 @@ async def _exchange(wire: _Wire, request: h11.Request, data: bytes) -> FetchResp
     connection.send(h11.EndOfMessage())
     response: h11.Response | None = None
     content = bytearray()
+    events = 0
     while True:
         event = connection.next_event()
+        events += 1
+        if events % EVENTS_AT_ONCE == 0:
+            await asyncio.sleep(0)
         if event is h11.NEED_DATA:
             connection.receive_data(await wire.receive())
         elif event is h11.PAUSED:

@@ -9,6 +9,7 @@ from typing import Final
 import h11
 
 from agentos.network.waiting import receive_some, send_all
+from agentos.server.fetch import EVENTS_AT_ONCE
 from agentos.server.http import Disconnected, Receive, Request, Send
 from agentos.server.preview_headers import View, to_client, to_vm
 
@@ -32,6 +33,7 @@ class Exchange:
         self._send = send
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES)
         self._patience: asyncio.Timeout | None = None
+        self._events = 0
         self.answered = False
         """Whether the client has the beginning of an answer."""
 
@@ -108,6 +110,9 @@ class Exchange:
                 raise NotHttp("it switched to another protocol")
 
     async def _event(self, sock: socket.socket) -> object:
+        self._events += 1
+        if self._events % EVENTS_AT_ONCE == 0:
+            await asyncio.sleep(0)
         try:
             while (event := self._http.next_event()) is h11.NEED_DATA:
                 self._http.receive_data(await receive_some(sock, _CHUNK_BYTES))

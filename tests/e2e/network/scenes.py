@@ -422,6 +422,55 @@ async def proxy(vm: VM, host: Host) -> None:
     assert await out(vm, python(talk)) == "fine\n"
 
 
+@on_network(["*.example.org:80"])
+async def names_that_are_others_on_the_way(vm: VM, host: Host) -> None:
+    """What ends in an allowed name here, and would be another in a message to the name server, is no name."""
+    code = """
+        import socket
+        for name in (b"a.evil.com...\\0.x.example.org", b"a..example.org", b"." + b"b.example.org", b"a\\0.example.org",
+                     b"l" * 200 + b".example.org", b"a b.example.org", b"a\\r\\n.example.org"):
+            with socket.create_connection(("127.0.0.53", 3128), 20) as sock:
+                sock.sendall(b"\\5\\1\\0\\5\\1\\0\\3" + bytes([len(name)]) + name + b"\\0\\x50")
+                said = b""
+                while more := sock.recv(64):
+                    said += more
+            assert said[2:4] == b"\\5\\2", (name, said)
+        print("fine")
+    """
+    assert await out(vm, python(code)) == "fine\n"
+
+
+@on_network(["*.example.org:80"])
+async def questions_without_a_pause(vm: VM, host: Host) -> None:
+    """A guest that asks over TCP as fast as it can, and reads the answers, does not have the event loop for itself."""
+    code = """
+        import socket, threading, time
+        query = b"\\0\\1\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0\\4evil\\3com\\0\\0\\1\\0\\1"
+        many = (len(query).to_bytes(2, "big") + query) * 2000
+        sock = socket.create_connection(("127.0.0.53", 53), 20)
+        def read():
+            while sock.recv(1 << 20):
+                pass
+        threading.Thread(target=read, daemon=True).start()
+        sock.settimeout(3)
+        try:
+            while True:
+                sock.sendall(many)
+        except TimeoutError:
+            pass
+    """
+    process = await vm.spawn("python3", ["-c", textwrap.dedent(code)])
+    loop = asyncio.get_running_loop()
+    longest, before = 0.0, host.traffic.lookups
+    began = last = loop.time()
+    while last - began < 2:
+        await asyncio.sleep(0.01)
+        longest, last = max(longest, loop.time() - last), loop.time()
+    assert longest < 1, f"nothing else was done for {longest:.1f} s"
+    assert 0 < host.traffic.lookups - before < 2000, "500 in a second are taken"
+    await process.kill()
+
+
 @on_network("host-egress")
 async def udp_is_refused(vm: VM, host: Host) -> None:
     """Anything over UDP but DNS at the VM's own server is refused at once."""

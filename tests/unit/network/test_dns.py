@@ -105,3 +105,12 @@ def test_damaged_answers(data: st.DataObject) -> None:
         dns.parse_reply(bytes(whole), query, 7)
     except Malformed:
         pass
+
+
+@pytest.mark.parametrize(
+    "name", ["a..example.org", ".example.org", "a.", "l" * 64 + ".example.org", "l" * 200]
+)
+def test_names_that_no_message_can_carry(name: str) -> None:
+    """An empty label would end the name early, a long one be read as a pointer: another name would be asked for."""
+    with pytest.raises(Malformed):
+        dns.ask(Query(1, name, dns.A), 7)
