@@ -92,6 +92,16 @@ DEFENCES: dict[str, tuple[Edit, ...]] = {
         ("machine/plan.py", "for name in facts.masked_dirs:", "for name in ():"),
     ),
     "masked /proc": (("machine/plan.py", "for name in facts.masked_files:", "for name in ():"),),
+    "directories of /proc masked": (
+        ("machine/plan.py", "for name in facts.masked_dirs:", "for name in ():"),
+    ),
+    "read-only device nodes": (
+        (
+            "machine/template.py",
+            'mounts.attribute_bits(["ro", "nosuid", "noexec"])',
+            'mounts.attribute_bits(["nosuid", "noexec"])',
+        ),
+    ),
     "read-only /proc": (("machine/plan.py", "for name in facts.read_only:", "for name in ():"),),
     "pid namespace": (
         ("machine/seed.py", "    | syscalls.CLONE_NEWPID\n", ""),

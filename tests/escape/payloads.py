@@ -712,6 +712,13 @@ def line_discipline(context: Context) -> object:
     return "set"
 
 
+@attempt("devices", "read-only device nodes")
+def times_of_a_device(context: Context) -> object:
+    """The node is the host's and every VM's: what one writes there, the others can read."""
+    os.utime("/dev/null")
+    return "set"
+
+
 @attempt("devices", "own terminals", proof="effect")
 def write_to_host_terminals(context: Context) -> object:
     written = []
@@ -1043,6 +1050,60 @@ def core_handler_of_host(context: Context) -> object:
     return "a crash runs what core_pattern names"
 
 
+def a_program() -> tuple[ctypes.Array[ctypes.c_char], ctypes.Array[ctypes.c_char]]:
+    """struct sock_fprog with one instruction, "let it pass"; and the instruction, which has to live as long."""
+    instruction = ctypes.create_string_buffer(struct.pack("<HBBI", 6, 0, 0, 0x7FFF0000))
+    return ctypes.create_string_buffer(
+        struct.pack("<HxxxxxxQ", 1, ctypes.addressof(instruction))
+    ), instruction
+
+
+@attempt("shared counts", "filter")
+def programs_of_sockets(context: Context) -> object:
+    """Compiled, they take of what the machine has for all: a few thousand, and nobody's filter can be loaded."""
+    program, _kept = a_program()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        return call(numbers(54, 208), sock.fileno(), 1, 26, program, 16)
+
+
+@attempt("shared counts", "filter")
+def programs_of_listening_groups(context: Context) -> object:
+    program, _kept = a_program()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        return call(numbers(54, 208), sock.fileno(), 1, 51, program, 16)
+
+
+@attempt("shared counts", "filter")
+def filters_that_outlive_their_process(context: Context) -> object:
+    """Held by a descriptor, so that no limit of processes bounds them."""
+    call(numbers(157, 167), 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+    program, _kept = a_program()
+    return call(numbers(317, 277), 1, 8, program)
+
+
+@attempt("kernel", "filter")
+def module_of_bridges(context: Context) -> object:
+    """Asked for the version of the bridge interface, the kernel loads the module first."""
+    with socket.socket() as sock:
+        return reaches(
+            (errno.EOPNOTSUPP, errno.ENOPKG),
+            numbers(16, 29),
+            sock.fileno(),
+            0x8940,
+            ctypes.create_string_buffer(64),
+        )
+
+
+@attempt("kernel", "filter")
+def module_of_vlans(context: Context) -> object:
+    with socket.socket() as sock:
+        return reaches(
+            (errno.ENODEV, errno.EINVAL, errno.ENOPKG), numbers(16, 29), sock.fileno(), 0x8982,
+            ctypes.create_string_buffer(64),
+        )  # fmt: skip
+
+
 INT_80 = bytes.fromhex("b814000000cd80c3")  # mov eax, 20 (getpid); int 0x80; ret
 
 
@@ -1151,6 +1212,15 @@ for _name in (
     "fs/file-max",
 ):
     _write_sysctl(_name)
+
+
+@attempt("proc", "directories of /proc masked")
+def file_systems_of_host(context: Context) -> object:
+    """What the host has mounted, where its disks are full, what servers it knows."""
+    found = [os.path.join(where, name) for where, _, names in os.walk("/proc/fs") for name in names]
+    if not found:
+        raise PermissionError("there is nothing in /proc/fs")
+    return found[:3]
 
 
 @attempt("proc", "empty /sys")

@@ -43,6 +43,22 @@ for pid in children:
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
 """
+# Says how many bytes it could send to itself over 40 connections.
+UNREAD = """
+import socket
+server = socket.create_server(("127.0.0.1", 0))
+kept, sent = [], 0
+for _ in range(40):
+    try:
+        client = socket.create_connection(server.getsockname(), 5)
+        client.setblocking(False)
+        kept += [client, server.accept()[0]]
+        while True:
+            sent += client.send(bytes(1 << 20))
+    except OSError:
+        pass
+print(sent)
+"""
 # Each process forks as long as it can, so that there is always a new one.
 BOMB = """
 import os
@@ -134,6 +150,14 @@ def test_memory_hog_is_killed(scope: Scope) -> None:
     peak = group.memory_peak()
     assert peak is not None
     assert 32 * MIB < peak <= 64 * MIB
+
+
+def test_what_sockets_hold_is_limited(scope: Scope) -> None:
+    """Data that was sent and that nobody reads: without a limit it could be all that the machine has for sockets."""
+    group = scope.create("sockets", memory_bytes=64 * MIB)
+    sender = start(group, [sys.executable, "-S", "-c", UNREAD])
+    said, _ = sender.communicate(timeout=60 * SLOW)
+    assert 0 < int(said) <= 48 * MIB
 
 
 def test_memory_below_the_limit_is_left_alone(scope: Scope) -> None:

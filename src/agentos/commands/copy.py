@@ -92,7 +92,7 @@ def _copy_in(files: RemoteFiles, source: str, target: str) -> None:
             if os.path.isfile(path):
                 _file_in(files, path, posixpath.join(base, name))
             else:
-                print(f"agentos: not a regular file, left out: {path}", file=sys.stderr)
+                print(f"agentos: not a regular file, left out: {printable(path)}", file=sys.stderr)
 
 
 def _file_in(files: RemoteFiles, source: str, target: str) -> None:
@@ -123,10 +123,12 @@ def _copy_out(files: RemoteFiles, source: str, target: str) -> None:
         return
     # Of what is copied into a directory, the user has named the directory alone.
     into = os.path.isdir(target)
-    below = [posixpath.basename(source.rstrip("/")) or "root"] if into else []
+    # What has no name of its own (.. and the like) goes into that directory itself, as with cp(1).
+    name = posixpath.basename(source.rstrip("/")) or "root"
+    below = [name] if into and name not in (".", "..") else []
     tree = LocalTree(target)
     if not _is_directory(files, source):
-        create = functools.partial(tree.open, below) if into else functools.partial(_create, target)
+        create = functools.partial(tree.open, below) if below else functools.partial(_create, target)
         _file_out(files, source, create)
         return
     os.makedirs(target, exist_ok=True)

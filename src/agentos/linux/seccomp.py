@@ -59,7 +59,7 @@ _ALLOWED = """
     copy_file_range readahead fadvise64 fallocate truncate ftruncate sync fsync fdatasync syncfs
     sync_file_range
 
-    open openat openat2 creat close close_range dup dup2 dup3 fcntl flock pipe pipe2
+    open openat openat2 creat close close_range dup dup2 dup3 fcntl flock pipe
     memfd_create eventfd eventfd2 signalfd signalfd4 timerfd_create timerfd_settime timerfd_gettime
     inotify_init inotify_init1 inotify_add_watch inotify_rm_watch
     select pselect6 poll ppoll epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2
@@ -84,7 +84,7 @@ _ALLOWED = """
 
     getuid geteuid getgid getegid getresuid getresgid getgroups setuid setgid setreuid setregid
     setresuid setresgid setfsuid setfsgid setgroups capget capset
-    seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self
+    landlock_create_ruleset landlock_add_rule landlock_restrict_self
 
     getrlimit getrusage times sysinfo uname getcpu getrandom getpriority setpriority ioprio_get ioprio_set
     sched_yield sched_setparam sched_getparam sched_setscheduler sched_getscheduler sched_setattr
@@ -94,7 +94,7 @@ _ALLOWED = """
     time gettimeofday clock_gettime clock_getres adjtimex clock_adjtime nanosleep clock_nanosleep
     alarm getitimer setitimer timer_create timer_settime timer_gettime timer_getoverrun timer_delete
 
-    connect accept accept4 bind listen shutdown getsockname getpeername getsockopt setsockopt
+    connect accept accept4 bind listen shutdown getsockname getpeername getsockopt
     sendto recvfrom sendmsg recvmsg sendmmsg recvmmsg
 """
 
@@ -148,13 +148,23 @@ _CLONE_NEWCGROUP = 0x02000000
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
 _SOCK_TYPE_MASK = 0xF
 _SOCK_STREAM, _SOCK_DGRAM, _SOCK_RAW = 1, 2, 3
-_IP_PROTOCOLS = (0, 1, 6, 17, 58, 255)  # default, ICMP, TCP, UDP, ICMPv6, raw
+_STREAM_PROTOCOLS = (0, 6)  # default, TCP
+_DATAGRAM_PROTOCOLS, _DATAGRAM_PROTOCOLS6 = (0, 17, 1), (0, 17, 58)  # default, UDP, ICMP or ICMPv6
+_RAW_PROTOCOLS = (0, 1, 6, 17, 58, 255)
 _NETLINK_ROUTE = 0
 
 # asm-generic/ioctls.h
 _TIOCSTI = 0x5412  # types into the terminal that a caller shares with its parent
 _TIOCLINUX = 0x541C  # pastes the selection of a console, the same by another name
 _TIOCSETD = 0x5423  # loads line disciplines, kernel modules with a record (CVE-2017-2636, CVE-2023-6546)
+# linux/sockios.h: bridges, VLANs and DLCIs (before Linux 5.12), whose modules are loaded for whoever asks
+_MODULE_IOCTLS = (0x8940, 0x8941, 0x89A0, 0x89A1, 0x8982, 0x8983, 0x8980, 0x8981)
+
+# asm-generic/socket.h: SO_ATTACH_FILTER, _BPF, _REUSEPORT_CBPF, _REUSEPORT_EBPF
+_SOL_SOCKET = 1
+_SOCKET_PROGRAMS = (26, 50, 51, 52)
+_NEW_LISTENER = 0x8  # SECCOMP_FILTER_FLAG_NEW_LISTENER of linux/seccomp.h
+_NOTIFICATION_PIPE = 0x80  # O_NOTIFICATION_PIPE of linux/watch_queue.h
 
 _PERSONALITIES = (
     0,  # PER_LINUX
@@ -228,14 +238,19 @@ def _looked_into() -> dict[str, bytes]:
     comparison of all 64 bits could be slipped past (CVE-2019-10063).
     """
     socket = _socket()
-    terminal = one_of((_TIOCSTI, _TIOCLINUX, _TIOCSETD), _EPERM, _ALLOW)
+    device = one_of((_TIOCSTI, _TIOCLINUX, _TIOCSETD, *_MODULE_IOCTLS), _EPERM, _ALLOW)
     return {
         "clone": look_at(argument(0), any_bit(_NAMESPACE_FLAGS, _EPERM, _ALLOW)),
         # For the spawner, which has CAP_SYS_ADMIN in the VM's user namespace; the kernel refuses it to all others.
         "unshare": look_at(argument(0), one_of((_CLONE_NEWCGROUP,), _ALLOW, _EPERM)),
         "socket": socket,
         "socketpair": socket,
-        "ioctl": look_at(argument(1), terminal),
+        "setsockopt": _socket_option(),
+        # A listener holds its filter when the process has ended: see _socket_option.
+        "seccomp": look_at(argument(1), any_bit(_NEW_LISTENER, _error(errno.EINVAL), _ALLOW)),
+        # Without keyrings there is nothing to be notified of (CVE-2022-0995).
+        "pipe2": look_at(argument(1), any_bit(_NOTIFICATION_PIPE, _error(errno.ENOPKG), _ALLOW)),
+        "ioctl": look_at(argument(1), device),
         "personality": look_at(argument(0), one_of(_PERSONALITIES, _ALLOW, _EPERM)),
         "prctl": look_at(argument(0), _prctl()),
         "madvise": look_at(argument(2), one_of((_MADV_MERGEABLE,), _error(errno.EINVAL), _ALLOW)),
@@ -251,16 +266,35 @@ def _socket() -> bytes:
 
     AF_VSOCK reaches the hypervisor past every network namespace. Types and protocols are listed too: asking
     for a rare one loads its module (CVE-2017-6074), SOCK_PACKET is AF_PACKET by another name (packet(7)), and
-    SOCK_SEQPACKET with protocol 0 can be SCTP. The errors are those of a kernel built without it.
+    SOCK_SEQPACKET with protocol 0 can be SCTP. A protocol that does not go with the type, such as UDP as a
+    stream, has the kernel look for a module each time: it starts modprobe as the host's root, and counts its
+    time to nobody. The errors are those of a kernel built without it.
     """
     family, type_, protocol = argument(0), argument(1), argument(2)
     no_protocol = _error(errno.EPROTONOSUPPORT)
-    known_protocol = look_at(protocol, one_of(_IP_PROTOCOLS, _ALLOW, no_protocol))
-    known_type = one_of((_SOCK_STREAM, _SOCK_DGRAM, _SOCK_RAW), known_protocol, _error(errno.ESOCKTNOSUPPORT))
-    internet = look_at(type_, known_type, mask=_SOCK_TYPE_MASK)
+
+    def internet(datagram: tuple[int, ...]) -> bytes:
+        answer = _error(errno.ESOCKTNOSUPPORT)
+        known = {_SOCK_STREAM: _STREAM_PROTOCOLS, _SOCK_DGRAM: datagram, _SOCK_RAW: _RAW_PROTOCOLS}
+        for one, protocols in known.items():
+            answer = one_of((one,), look_at(protocol, one_of(protocols, _ALLOW, no_protocol)), answer)
+        return look_at(type_, answer, mask=_SOCK_TYPE_MASK)
+
     netlink = look_at(protocol, one_of((_NETLINK_ROUTE,), _ALLOW, no_protocol))
     others = one_of((_AF_NETLINK,), netlink, _error(errno.EAFNOSUPPORT))
-    return look_at(family, one_of((_AF_UNIX,), _ALLOW, one_of((_AF_INET, _AF_INET6), internet, others)))
+    others = one_of((_AF_INET,), internet(_DATAGRAM_PROTOCOLS), others)
+    others = one_of((_AF_INET6,), internet(_DATAGRAM_PROTOCOLS6), others)
+    return look_at(family, one_of((_AF_UNIX,), _ALLOW, others))
+
+
+def _socket_option() -> bytes:
+    """Refuse programs for sockets. What they are compiled to is counted for the machine (net.core.bpf_jit_limit).
+
+    One VM could use that up with a few thousand sockets; no VM could then be booted, nor anybody but root load a
+    filter. Those of seccomp(2) end with their process, so that the limit of processes bounds them.
+    """
+    programs = one_of(_SOCKET_PROGRAMS, _error(errno.ENOPROTOOPT), _ALLOW)
+    return look_at(argument(1), one_of((_SOL_SOCKET,), look_at(argument(2), programs), _ALLOW))
 
 
 def _prctl() -> bytes:

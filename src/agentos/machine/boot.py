@@ -22,6 +22,7 @@ Step = tuple[str, dict[str, Any]]
 
 _PENDING_SIGNALS = 16_384
 """Queued signals and timers of a user of the VM: each takes kernel memory."""
+_RLIMIT_NICE = 13  # asm-generic/resource.h
 _SIOCSIFFLAGS, _IFF_UP, _IFF_RUNNING = 0x8914, 0x1, 0x40
 
 
@@ -155,6 +156,7 @@ class Boot:
         privileges.set_limit(resource.RLIMIT_CORE, 1, pid=self.init_pid)
         privileges.set_limit(resource.RLIMIT_MEMLOCK, 64 * 1024, pid=self.init_pid)
         privileges.set_limit(resource.RLIMIT_RTPRIO, 0, pid=self.init_pid)
+        privileges.set_limit(_RLIMIT_NICE, 0, pid=self.init_pid)
 
 
 def _in_child(action: Callable[[], None]) -> None:

@@ -30,11 +30,11 @@ WASM_RULE = r":wasm:M::\x00asm::/opt/agentos/bin/wasm:"
 
 # Parts of /proc that speak of the whole host: hidden, or at least not writable.
 MASKED_PROC = (
-    "acpi", "asound", "config.gz", "driver", "interrupts", "kallsyms", "kcore", "key-users", "keys", "kmsg",
+    "acpi", "asound", "config.gz", "driver", "fs", "interrupts", "kallsyms", "kcore", "key-users", "keys", "kmsg",
     "kpagecgroup", "kpagecount", "kpageflags", "latency_stats", "modules", "sched_debug", "scsi", "slabinfo",
     "softirqs", "timer_list", "timer_stats", "vmallocinfo", "zoneinfo",
 )  # fmt: skip
-READ_ONLY_PROC = ("bus", "fs", "irq", "sys", "sysrq-trigger", "pressure")
+READ_ONLY_PROC = ("bus", "irq", "sys", "sysrq-trigger", "pressure")
 
 
 @dataclass(frozen=True, slots=True)

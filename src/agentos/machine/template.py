@@ -259,7 +259,8 @@ def _devices(dev: str) -> None:
     for name in _NODES:
         write(f"{dev}/{name}", "")
         mounts.attach(
-            mounts.clone(f"/dev/{name}", mounts.attribute_bits(["nosuid", "noexec"]), recursive=False),
+            # Devices can be written to all the same; their times, which the host and all VMs see, can not.
+            mounts.clone(f"/dev/{name}", mounts.attribute_bits(["ro", "nosuid", "noexec"]), recursive=False),
             f"{dev}/{name}",
         )
     for name, target in _LINKS.items():

@@ -11,6 +11,9 @@ from agentos.linux.cgroups import none
 from agentos.linux.cgroups.files import Figure, open_changing, read, read_int, read_key, write
 
 _MIB = 1024 * 1024
+SOCKETS_PART = 8
+"""The buffers of a VM's TCP and UDP sockets may take this part of its memory, beside it."""
+_LEAST_FOR_SOCKETS = 16 * _MIB
 
 
 def add(path: str, pid: int) -> None:
@@ -53,6 +56,13 @@ class Memory(none.Memory):
             files.reverse()
         for path in files:
             write(path, value)
+        # What sockets hold is counted beside it, and only where it has a limit of its own: without one, up to what the
+        # machine has for all sockets.
+        sockets = self.path + "/memory.kmem.tcp.limit_in_bytes"
+        if os.path.exists(sockets):
+            write(
+                sockets, -1 if limit_bytes is None else max(_LEAST_FOR_SOCKETS, limit_bytes // SOCKETS_PART)
+            )
 
     def used(self) -> int | None:
         return read_int(self.path + "/memory.usage_in_bytes")
