@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import inspect
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
 
+import aiohttp
 import pytest
 
 from agentos.actions import ACTIONS
 from agentos.client import aio, calls, patience
 from agentos.client import sync as blocking
+from agentos.client.reasons import never_began
 from agentos.client.transport import proxy_for
 from agentos.errors import ConnectionLost, InvalidRequest
 from agentos.machine import files, process, shell, vm
@@ -267,6 +271,13 @@ def test_why_nobody_answers_is_said_in_words(endpoint: str, reason: str) -> None
     lost = _lost(endpoint)
     assert lost.message == f"nobody answers at {endpoint}: {reason}"
     assert lost.details["reason"] == reason
+
+
+def test_who_resets_a_connection_at_once_is_there() -> None:
+    """So it is tried again for longer, also by who never had an answer."""
+    for number, never in ((errno.ECONNREFUSED, True), (errno.ETIMEDOUT, True), (errno.ECONNRESET, False)):
+        cause = OSError(number, os.strerror(number))
+        assert never_began(aiohttp.ClientConnectorError(None, cause)) is never  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("no_proxy")

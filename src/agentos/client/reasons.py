@@ -22,7 +22,9 @@ _WORDS: Final = {
 
 
 def never_began(error: BaseException) -> bool:
-    """Whether it is that no connection came about."""
+    """Whether it is that no connection came about. One that was reset at once had been taken by somebody."""
+    if getattr(getattr(error, "os_error", None), "errno", None) in (errno.ECONNRESET, errno.EPIPE):
+        return False
     return isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
 
 
