@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from agentos.cli import parse
@@ -40,3 +43,13 @@ def test_control_characters_are_shown_not_obeyed() -> None:
     assert printable("plain größe €") == "plain größe €"
     assert printable("\x1b]0;owned\x07\r\n") == r"\x1b]0;owned\x07\r\n"
     assert "\x1b" not in table(["A", "B"], [["\x1b[2J", "x\x1b[H"]])
+
+
+def test_a_command_does_not_wait_for_what_it_does_not_use() -> None:
+    """A client's command is over sooner than all of the library is imported."""
+    program = "import agentos.cli, sys; print(*(one for one in sys.modules if one.startswith('agentos.')))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    imported = {one.split(".")[1] for one in done.stdout.split()}
+    assert imported.isdisjoint({"machine", "host", "server", "client", "registry", "linux"})

@@ -45,6 +45,7 @@ MAY_IMPORT = {
         "host",
         "machine",
         "model",
+        "printing",
         "errors",
     },
     "client": {"wire", "actions", "background", "conversions", "model", "nested", "errors"},

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, BinaryIO, Final
 
+from agentos.commands.archive import left_out, pack, unpack
 from agentos.commands.localtree import LocalTree
 from agentos.commands.remote import add_vm_options, import_client
 from agentos.errors import AgentOSError, FileError, InvalidRequest
@@ -28,7 +29,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "cp", help="copy files into a VM and out of it",
         description="Copy a file, or a directory with all in it. One of the two is KEY:PATH; the other a path here, "
-        "or - for stdin or stdout. A path here that has a colon is written ./a:b.",
+        "or - for stdin or stdout: a file's bytes, or of a directory a tar archive. DIR/. is what is in a directory. "
+        "Links to files are copied as files. A path here that has a colon is written ./a:b.",
     )  # fmt: skip
     add_vm_options(parser)
     parser.add_argument("source", metavar="SRC")
@@ -74,10 +76,15 @@ def _place(text: str) -> tuple[str, str] | None:
 
 def _copy_in(files: RemoteFiles, source: str, target: str) -> None:
     if source == "-":
-        files.write_file_stream(target, _pieces(sys.stdin.buffer))
+        if target.endswith("/") or _is_directory(files, target):
+            unpack(files, sys.stdin.buffer, target)
+        else:
+            files.write_file_stream(target, _pieces(sys.stdin.buffer))
         return
-    if target.endswith("/") or _is_directory(files, target):
-        target = posixpath.join(target, os.path.basename(os.path.abspath(source)))
+    name = os.path.basename(source.rstrip("/"))
+    # What is in a directory goes into the target, not the directory itself: cp and docker have it so.
+    if name not in (".", "..") and (target.endswith("/") or _is_directory(files, target)):
+        target = posixpath.join(target, name)
     if not os.path.isdir(source):
         _file_in(files, source, target)
         return
@@ -86,13 +93,16 @@ def _copy_in(files: RemoteFiles, source: str, target: str) -> None:
         inside = os.path.relpath(directory, source)
         base = target if inside == "." else posixpath.join(target, *inside.split(os.sep))
         for name in sorted(names):
-            files.mkdir(posixpath.join(base, name))
+            if os.path.islink(os.path.join(directory, name)):
+                left_out(os.path.join(directory, name))
+            else:
+                files.mkdir(posixpath.join(base, name))
         for name in sorted(contents):
             path = os.path.join(directory, name)
             if os.path.isfile(path):
                 _file_in(files, path, posixpath.join(base, name))
             else:
-                print(f"agentos: not a regular file, left out: {printable(path)}", file=sys.stderr)
+                left_out(path)
 
 
 def _file_in(files: RemoteFiles, source: str, target: str) -> None:
@@ -117,6 +127,9 @@ def _is_directory(files: RemoteFiles, path: str) -> bool:
 
 
 def _copy_out(files: RemoteFiles, source: str, target: str) -> None:
+    if target == "-" and _is_directory(files, source):
+        pack(files, source, sys.stdout.buffer)
+        return
     if target == "-":
         for piece in files.read_file_stream(source):
             sys.stdout.buffer.write(piece)
@@ -142,7 +155,7 @@ def _copy_out(files: RemoteFiles, source: str, target: str) -> None:
         elif entry.type == "file":
             _file_out(files, entry.path, functools.partial(tree.open, parts))
         else:
-            print(f"agentos: not a regular file, left out: {printable(entry.path)}", file=sys.stderr)
+            left_out(entry.path)
 
 
 def _create(path: str) -> int:

@@ -8,8 +8,10 @@ import json
 import os
 import sys
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from agentos.commands.diagnosis import Check, examine
+if TYPE_CHECKING:
+    from agentos.commands.diagnosis import Check
 
 _COLUMNS = 24
 
@@ -23,6 +25,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(*, as_json: bool = False) -> int:
     """Check and report. Returns 1 when a VM can not be booted here."""
+    from agentos.commands.diagnosis import examine  # what boots VMs, which other commands do not wait for
+
     checks = asyncio.run(examine())
     ok = all(one.ok for one in checks if one.required)
     if as_json:

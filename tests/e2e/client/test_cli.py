@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import uuid
 from collections.abc import Callable
@@ -376,6 +377,47 @@ def test_cp(cli: Cli, key: str, tmp_path: Path) -> None:
     assert (tmp_path / "tree2" / "a" / "f").read_text() == "in a tree"
     assert cli("cp", "-", f"{key}:typed", stdin=b"typed").returncode == 0
     assert cli("cp", f"{key}:typed", "-").stdout == b"typed"
+    # What is in a directory, as docker has it, also where there is the target already.
+    for _ in range(2):
+        assert cli("cp", f"{tmp_path / 'tree'}/.", f"{key}:within").returncode == 0
+    assert cli("exec", key, "--", "find within").stdout.split() == [b"within", b"within/a", b"within/a/f"]
+    (tmp_path / "tree" / "link").symlink_to("a")
+    done = cli("cp", str(tmp_path / "tree"), f"{key}:linked")
+    assert (done.returncode, done.stderr.count(b"left out"), b"/link\n" in done.stderr) == (0, 1, True)
+    assert cli("exec", key, "--", "ls linked").stdout == b"a\n"
+
+
+def test_cp_of_tar_archives(cli: Cli, key: str, tmp_path: Path) -> None:
+    """A directory to stdout and from stdin, as tar itself packs and unpacks it; nothing leaves the target."""
+    tree = tmp_path / "tree"
+    (tree / "a").mkdir(parents=True)
+    data = os.urandom(2_500_000)
+    (tree / "a" / "large").write_bytes(data)
+    (tree / "run").write_text("#!/bin/sh\n")
+    (tree / "run").chmod(0o750)
+    (tree / "empty").touch()
+    for packing in ("-cf", "-czf"):
+        packed = subprocess.run(
+            ["tar", packing, "-", "-C", str(tmp_path), "tree"], stdout=subprocess.PIPE, check=True
+        )
+        assert cli("cp", "-", f"{key}:/tmp", stdin=packed.stdout).returncode == 0
+    assert cli("exec", key, "--", "ln -s run /tmp/tree/link; stat -c %a /tmp/tree/run").stdout == b"750\n"
+    done = cli("cp", f"{key}:/tmp/tree", "-")
+    assert (done.returncode, done.stderr) == (0, b"agentos: not a regular file, left out: /tmp/tree/link\n")
+    back = tmp_path / "back"
+    back.mkdir()
+    subprocess.run(["tar", "-xf", "-", "-C", str(back)], input=done.stdout, check=True)
+    assert sorted(str(one.relative_to(back)) for one in back.rglob("*")) == [
+        "tree", "tree/a", "tree/a/large", "tree/empty", "tree/run",
+    ]  # fmt: skip
+    assert (back / "tree" / "a" / "large").read_bytes() == data
+    assert (back / "tree" / "run").stat().st_mode & 0o777 == 0o750
+    done = cli("cp", "-", f"{key}:/tmp", stdin=b"no archive")
+    assert (done.returncode, b"no whole tar archive" in done.stderr) == (1, True)
+    with tarfile.open(tmp_path / "evil.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("../evil"))
+    done = cli("cp", "-", f"{key}:/tmp", stdin=(tmp_path / "evil.tar").read_bytes())
+    assert (done.returncode, b"not below its directory" in done.stderr) == (1, True)
     done = cli("cp", f"{key}:nothing", str(tmp_path / "untouched"))
     assert done.returncode == 1
     assert b"No such file" in done.stderr
