@@ -162,6 +162,13 @@ DEFENCES: dict[str, tuple[Edit, ...]] = {
             '_bind("/dev/pts", f"{root}/dev/pts", [])',
         ),
     ),
+    "processes counted together": (
+        (
+            "machine/seed.py",
+            "        privileges.set_limit(resource.RLIMIT_NPROC, 2 * processes + _OWN_PROCESSES)\n",
+            "",
+        ),
+    ),
     "terminals counted": (("machine/plan.py", ', "max": str(spec.limits.terminals)', ""),),
     "empty /sys": (
         (

@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import resource
+import select
 import signal
 import socket
 import stat
@@ -1056,6 +1057,35 @@ def a_program() -> tuple[ctypes.Array[ctypes.c_char], ctypes.Array[ctypes.c_char
     return ctypes.create_string_buffer(
         struct.pack("<HxxxxxxQ", 1, ctypes.addressof(instruction))
     ), instruction
+
+
+@attempt("shared counts", "processes counted together", user="root", modes=("subuid",))
+def processes_of_many_users(context: Context) -> object:
+    """The limit is one for each user, and the VM's root can be any of 65,536."""
+    ready, done = os.pipe(), os.pipe()
+    for uid in range(3000, 3004):
+        if os.fork() == 0:
+            os.close(done[1])
+            os.setuid(uid)
+            try:
+                for _ in range(400):
+                    if os.fork() == 0:
+                        os.read(done[0], 1)
+                        os._exit(0)
+                    os.write(ready[1], b".")
+            except BlockingIOError:
+                pass
+            os.close(ready[1])
+            os.read(done[0], 1)
+            os._exit(0)
+    os.close(ready[1])
+    made = 0
+    while made < 1200 and select.select([ready[0]], [], [], 3)[0] and (some := os.read(ready[0], 4096)):
+        made += len(some)
+    os.close(done[1])
+    if made < 1200:
+        raise PermissionError(f"{made} processes, and no more")
+    return f"{made} processes, where each user may have 512"
 
 
 @attempt("shared counts", "filter")

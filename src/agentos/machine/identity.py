@@ -60,17 +60,19 @@ class IdRanges:
         """The id map of a VM, as user_namespaces(7) has it."""
         if self.mode == "single":
             return f"{AGENTOS} 0 1"
-        if self.shared:
+        if self.shared or self.mode == "subuid":
             slot = 0
         return f"0 {self.first + slot * RANGE} {self.count}"
 
     def owner(self, slot: int) -> int | None:
-        """Who is to make the user namespace of a VM, where that can be chosen: the root of its slot.
+        """Who is to make the user namespace of a VM, where that can be chosen: another for each.
 
-        The kernel charges what it counts for each user (inotify instances, message queues, pending signals) to that
+        The kernel charges what it counts for each user (inotify instances, message queues, processes) to that
         one too: VMs that all belong to one user would share its limits.
         """
-        return self.first + slot * RANGE if self.mode == "root" else None
+        if self.mode == "single":
+            return None
+        return self.first + slot * (RANGE if self.mode == "root" else 1)
 
     def write_maps(self, pid: int, slot: int) -> None:
         """Give the fresh user namespace of `pid` its ids."""
@@ -172,7 +174,7 @@ def _subordinate_ranges() -> IdRanges | None:
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     syscalls.unshare(syscalls.CLONE_NEWNS)
-    return IdRanges("subuid", 1, count, 1)
+    return IdRanges("subuid", 1, count, count)
 
 
 def _subordinate(path: str, uid: int) -> tuple[int, int] | None:

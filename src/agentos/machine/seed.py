@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import resource
 import select
 import socket
 from os import (
@@ -37,6 +38,8 @@ from agentos.machine.confinement import SLICE_NS, Confinement
 
 _CHANNEL, _BOOTED, _SPARE = 4, 5, 6
 """Descriptors of init, after the lifeline, which the zygote has given the number 3."""
+_OWN_PROCESSES = 64
+"""Of a VM, beyond what its two users may have: init, its servants, and what the reserve starts."""
 _WITH_ROOT_NAMESPACE = b"r"
 """Says to init that the boot is over, and that the last descriptor is the namespace of the VM's root."""
 _OTHER_NAMESPACES = (
@@ -105,7 +108,7 @@ def _be_first_process(data: bytes, fds: list[int], lifeline: int, confinement: C
         for fd in fds[2:]:
             # By itself and before the user namespace: being moved by another process can take the kernel 10 ms.
             write(fd, b"0")
-        if _enter_namespaces(sync, int(owner), confinement.mode):
+        if _enter_namespaces(sync, int(owner), confinement.mode, int(processes)):
             code = _fork_init(channel_fd, lifeline, sync, int(processes), confinement)
     except OSError as error:
         _report(channel_fd, "namespaces", error)
@@ -113,11 +116,14 @@ def _be_first_process(data: bytes, fds: list[int], lifeline: int, confinement: C
         _exit(code)
 
 
-def _enter_namespaces(sync: socket.socket, owner: int, mode: str) -> bool:
+def _enter_namespaces(sync: socket.socket, owner: int, mode: str, processes: int) -> bool:
     """False when the zygote has given up on this VM, and said why."""
     if owner >= 0:
         # The kernel counts what is used in a user namespace to whoever made it, too: not to the host's root.
         privileges.become(owner, owner, capabilities=privileges.CAP_SYS_ADMIN)
+        # What the maker of a user namespace may have is the limit of all that is in it, whoever that becomes there:
+        # the limit of each of its users alone would be none for a root that can be many.
+        privileges.set_limit(resource.RLIMIT_NPROC, 2 * processes + _OWN_PROCESSES)
     syscalls.unshare(syscalls.CLONE_NEWUSER)
     userns = os.open("/proc/self/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     send_some(sync, b"%d" % getpid(), [userns])

@@ -26,9 +26,14 @@ def test_vms_that_share_a_range_have_owners_of_their_own() -> None:
     assert len(owners) == 100
 
 
-def test_vms_of_an_ordinary_user_have_no_owner_to_choose() -> None:
-    """They share its subordinate ids, or have its only one."""
-    for ids in (IdRanges("subuid", 1, 65_535, 1), IdRanges("single", 0, 1, 1)):
-        ids.on_disk(idmap=False)
-        maps, owners = taken(ids, 3)
-        assert (len(maps), owners) == (1, {None})
+def test_vms_of_an_ordinary_user_share_its_ids() -> None:
+    """Of subordinate ones each VM is owned by another; of a single one nothing can be chosen."""
+    ids = IdRanges("subuid", 1, 65_535, 65_535)
+    ids.on_disk(idmap=False)
+    maps, owners = taken(ids, 100)
+    assert maps == {"0 1 65535"}
+    assert len(owners) == 100
+    assert all(owner is not None and 1 <= owner <= 65_535 for owner in owners)
+    ids = IdRanges("single", 0, 1, 1)
+    ids.on_disk(idmap=False)
+    assert taken(ids, 3) == ({"1000 0 1"}, {None})
