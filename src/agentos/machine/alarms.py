@@ -184,7 +184,11 @@ class Alarms:
 
     def _ask_for_pids(self) -> None:
         if self._counts_silently() and "pids" not in self._looks and self._pids_changed():
-            self.make_room()
+            assert self._cgroup is not None
+            with contextlib.suppress(OSError):  # the VM is ending
+                # What has been refused may have ended since: with room for more, the next refusal is not counted.
+                if (self._cgroup.pids_current() or 0) >= self._limits.processes:
+                    self.make_room()
             self._later("pids")
 
     def _pids_changed(self) -> bool:
