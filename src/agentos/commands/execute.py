@@ -105,7 +105,10 @@ def _program(arguments: argparse.Namespace) -> tuple[str, list[str]]:
         raise InvalidRequest(
             "no command is given", remedy=f"agentos {arguments.command} {arguments.key} -- COMMAND"
         )
-    return ("bash", ["-c", "--", words[0]]) if len(words) == 1 else (words[0], words[1:])
+    if len(words) > 1:
+        return words[0], words[1:]
+    # A line may look like an option of bash.
+    return "bash", ["-c", "--", *words] if words[0].startswith(("-", "+")) else ["-c", *words]
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -84,6 +84,7 @@ def test_exit_codes_are_those_of_docker(cli: Cli, key: str) -> None:
     """125: agentos itself; 126: it may not be run; 127: there is none; else the command's own, signals included."""
     assert cli("exec", key, "--", "kill -9 $$").returncode == 137
     assert cli("exec", key, "--", "no-such-program").returncode == 127
+    assert cli("exec", key, "--", "-no-option; exit 3").returncode == 3
     for code, word, said in (
         (127, "no-such-program", b"No such file"),
         (126, "/etc/passwd", b"Permission denied"),
