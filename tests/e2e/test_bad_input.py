@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from e2e_support import commands, one_id, open_descriptors, still_works
+from e2e_support import as_root, commands, one_id, open_descriptors, still_works
 
 from agentos import VM, Host, Limits, Mount, VmSpec
 from agentos.errors import (
@@ -326,6 +326,7 @@ def test_a_vm_that_does_not_run(run: Any) -> None:
     run(main)
 
 
+@as_root
 def test_a_vm_that_fails_in_an_unforeseen_way_fails_alone() -> None:
     """What no check has caught is an error of the one VM: those of the same host run on, and others can be made."""
     limits = Limits()

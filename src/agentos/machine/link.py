@@ -307,7 +307,7 @@ class Spawner:
         if self.launches:
             self._watchdog = self._link.loop.call_later(LAUNCH_SECONDS, self._look_after)
 
-    def _read_journal(self) -> None:
+    def read_journal(self) -> None:
         """Learn what the spawner was about to start since the last time, and what became of it."""
         try:
             entries = os.read(self._journal_fd, 65536) if self._journal_fd >= 0 else b""
@@ -334,7 +334,7 @@ class Spawner:
             elif "failed" in message:
                 self._failed(message)
             elif "journal" in message:
-                self._read_journal()
+                self.read_journal()
             elif "reaped" in message:
                 self.wake_watchers()
             else:
@@ -357,7 +357,7 @@ class Spawner:
         launch = self.launches.pop(number)
         self._exits += 1
         if self._exits % _JOURNAL_READ_EVERY == 0:
-            self._read_journal()
+            self.read_journal()
         if self._link.on_disk is not None:
             self._link.on_disk(message.get("full"))
         self._link.leader_exited(launch, end, strangers=strangers)
@@ -397,7 +397,7 @@ class Spawner:
         if self._watchdog:
             self._watchdog.cancel()
             self._watchdog = None
-        self._read_journal()
+        self.read_journal()
         if self._journal_fd >= 0:
             os.close(self._journal_fd)
             self._journal_fd = -1
@@ -590,7 +590,9 @@ class Link:
 
     async def kill(self, launch: Launch) -> None:
         """Kill a launch's whole lineage; returns when all of it is dead."""
-        await self.started(launch)
+        self._look_up(launch)
+        if not launch.mark:
+            await self.started(launch)
         if launch.mark:
             await asyncio.shield(self._kill(launch))
 
@@ -598,11 +600,19 @@ class Link:
         """Begin to kill a launch's whole lineage; its exit event tells of the leader's end."""
         if self._port.closed:
             return
+        self._look_up(launch)
         if launch.mark:
             self._kill(launch)
         else:
             launch.kill_wanted = True
             launch.spawner.ask_for(launch)
+
+    def _look_up(self, launch: Launch) -> None:
+        """Learn pid and mark of a quiet job before its spawner tells, so that a kill need not wait for that."""
+        if not launch.mark:
+            launch.spawner.read_journal()
+            if launch.noted_pid:
+                launch.pid, launch.mark = launch.noted_pid, launch.attempted
 
     async def started(self, launch: Launch) -> None:
         """Return when it is known what became of a launch: it runs, has ended, or could not be started."""

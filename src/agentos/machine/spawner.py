@@ -34,7 +34,7 @@ _ENOEXEC, _EACCES = 8, 13
 JOURNAL_FD = 4
 """A pipe that says of each job that it is about to start, and of a quiet one its pid.
 
-The host reads it when this process has gone, and is not woken before.
+The host reads it when it has to kill, or when this process has gone, and is not woken before.
 """
 JOURNAL_ENTRY = struct.Struct("<QQQ")
 """Number of the job, pid (0 while it is about to start), mark."""
