@@ -152,12 +152,16 @@ def test_memory_hog_is_killed(scope: Scope) -> None:
     assert 32 * MIB < peak <= 64 * MIB
 
 
-def test_what_sockets_hold_is_limited(scope: Scope) -> None:
+def test_what_sockets_hold_is_limited(scope: Scope, setup: CgroupSetup) -> None:
     """Data that was sent and that nobody reads: without a limit it could be all that the machine has for sockets."""
     group = scope.create("sockets", memory_bytes=64 * MIB)
     sender = start(group, [sys.executable, "-S", "-c", UNREAD])
     said, _ = sender.communicate(timeout=60 * SLOW)
-    assert 0 < int(said) <= 48 * MIB
+    if setup.homes["memory"][0] == 2 and sender.returncode == -signal.SIGKILL:
+        # Version 2 counts it as memory like any other, and may kill for it.
+        assert group.oom_kills() == 1
+    else:
+        assert 0 < int(said) <= 48 * MIB
 
 
 def test_memory_below_the_limit_is_left_alone(scope: Scope) -> None:
