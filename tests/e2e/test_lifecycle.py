@@ -549,3 +549,16 @@ def test_a_vm_whose_host_is_closed_is_stopped(run: Any) -> None:
         await vm.close()
 
     run(main)
+
+
+def test_the_status_is_there_when_a_kill_returns(in_vm: Any) -> None:
+    """The kill and the end are told by two processes of the VM: whoever is first must not matter."""
+
+    async def body(vm: VM) -> None:
+        for _ in range(30):
+            process = await vm.spawn("bash", ["-c", "sleep 1000 & sleep 1000"])
+            await vm.kill_process(process.pid)
+            info = await vm.get_process(process.pid)
+            assert (info.running, info.exit_code, info.signal) == (False, 137, "SIGKILL")
+
+    in_vm(body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal as signals
 from collections.abc import Callable, Mapping, Sequence
 
@@ -25,6 +26,8 @@ from agentos.nested import ProcessVerbs
 
 _TABLE_ENTRIES_PER_PROCESS = 4
 """The limit holds for each of the VM's two users; what is more than that cannot be the process table."""
+_END_SECONDS = 1.0
+"""What the status of a process that was killed is waited for: when the kill returns, it is there."""
 
 
 class BackgroundVerbs(VmParts):
@@ -144,6 +147,9 @@ class BackgroundVerbs(VmParts):
         process = self._process(pid)
         if process.running:
             await process.kill_lineage()
+            # Its end is told by another than the kill's: a spawner, which a guest may have stopped.
+            with contextlib.suppress(TimeoutError):
+                await process.wait_status(_END_SECONDS)
 
     async def read_process_output(
         self,
