@@ -34,7 +34,7 @@ async def main(count: int) -> None:
         for pid, (descriptors, memory) in ours.items():
             if pid in descendants(os.getpid()) or pid == os.getpid():
                 assert open_descriptors(pid) <= descriptors + 4, status_of(pid)
-                # A record that is kept has some 5 KiB: of 10,000, four times this. Less is the allocator's, which levels off.
+                # 10,000 records that are kept would be four times this. Less is the allocator's, which levels off.
                 assert rss_bytes(pid) <= memory + 12 * MIB, (memory, status_of(pid))
         for pid in descendants(os.getpid()):
             assert status_of(pid)["State"][0] != "Z"
