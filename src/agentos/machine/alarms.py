@@ -64,6 +64,8 @@ class Alarms:
         """A kill of the kernel's that may yet turn out to be of a command."""
         self._made_room = False
         self._pids_seen = b""
+        self.watched = False
+        """Whether a timer looks at it."""
         self._startless = 0
         self._full: object = None
 
@@ -88,7 +90,8 @@ class Alarms:
     def watch(self) -> None:
         """Something is being started: where the kernel tells nobody of refused forks, look from time to time."""
         self._startless = 0
-        if self._counts_silently() and self._loop is not None:
+        if not self.watched and self._counts_silently() and self._loop is not None:
+            self.watched = True
             _rounds(self._loop).add(self)
 
     def stop(self) -> None:
@@ -101,6 +104,7 @@ class Alarms:
             self._nameless.cancel()
         if self._loop in _ROUNDS:
             _ROUNDS[self._loop].remove(self)
+        self.watched = False
         fds, self._fds = self._fds, {}
         for fd in fds.values():
             _poller(self._loop).remove(fd)
@@ -303,7 +307,10 @@ class _Rounds:
 
     def _round(self) -> None:
         self._timer = None
-        self._watched = {one for one in self._watched if one.look_round()}
+        for one in list(self._watched):
+            one.watched = one.look_round()
+            if not one.watched:
+                self._watched.discard(one)
         self._go_on()
 
     def _go_on(self) -> None:
