@@ -18,8 +18,11 @@ class WrittenOnce:
         self._one_at_a_time = asyncio.Lock()
         self._written: OrderedDict[str, None] = OrderedDict()
 
-    async def write(self, key: str, content: bytes, write: Callable[[bytes], Awaitable[None]]) -> None:
-        """Have `write` accept `content`, unless what came with this `key` has been accepted."""
+    async def write(self, key: str | None, content: bytes, write: Callable[[bytes], Awaitable[None]]) -> None:
+        """Have `write` accept `content`, unless what came with this `key` has been accepted. None is no key."""
+        if key is None:
+            await write(content)
+            return
         async with self._one_at_a_time:
             if key in self._written:
                 return

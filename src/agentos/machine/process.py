@@ -118,10 +118,7 @@ class Process:
         accepted; the newest 256 keys are remembered.
         """
         content, key = check_data("data", data), check_key(idempotency_key)
-        if key is None:
-            await self._write(content)
-        else:
-            await self._once.write(key, content, self._write)
+        await self._once.write(key, content, self._write)
 
     async def _write(self, content: bytes) -> None:
         if self._writer is None:
