@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 import h11
@@ -12,13 +13,12 @@ import h11
 from agentos.conversions import FetchResponse
 from agentos.errors import FetchFailed, InvalidRequest, LimitExceeded
 from agentos.machine.vm import VM
-from agentos.network.waiting import receive_some
+from agentos.network.waiting import send_all
+from agentos.server.answers import Answer
 
 FETCH_SECONDS: Final = 60.0
 """For a whole answer."""
 _CHUNK: Final = 65_536
-EVENTS_AT_ONCE: Final = 16
-"""Pieces of an answer that are taken before others have their turn: one may be a single byte."""
 
 
 async def fetch(
@@ -40,7 +40,7 @@ async def fetch(
     sock = await vm.connect(port)
     try:
         async with asyncio.timeout(FETCH_SECONDS):
-            return await _exchange(_Wire(sock, vm.spec.limits.file_bytes), request, data)
+            return await _exchange(sock, request, data, vm.spec.limits.file_bytes)
     except TimeoutError:
         raise FetchFailed(f"port {port}: no answer in {FETCH_SECONDS:.0f} s", port=port) from None
     except (h11.RemoteProtocolError, OSError) as error:
@@ -65,46 +65,23 @@ def _request(port: int, url: str, method: str, headers: Mapping[str, str], data:
         raise InvalidRequest(f"not a request that HTTP can carry: {error}", argument="url") from None
 
 
-class _Wire:
-    """A socket, as the two calls that are needed."""
-
-    def __init__(self, sock: Any, most: int) -> None:
-        self._sock = sock
-        self._loop = asyncio.get_running_loop()
-        self.most = most
-
-    async def send(self, data: bytes) -> None:
-        await self._loop.sock_sendall(self._sock, data)
-
-    async def receive(self) -> bytes:
-        return await receive_some(self._sock, _CHUNK)
-
-
-async def _exchange(wire: _Wire, request: h11.Request, data: bytes) -> FetchResponse:
+async def _exchange(sock: socket.socket, request: h11.Request, data: bytes, most: int) -> FetchResponse:
     connection = h11.Connection(h11.CLIENT)
-    await wire.send((connection.send(request) or b"") + data)
+    await send_all(sock, (connection.send(request) or b"") + data)
     if data:
         connection.send(h11.Data(data))
     connection.send(h11.EndOfMessage())
     response: h11.Response | None = None
     content = bytearray()
-    events = 0
+    answer = Answer(connection, sock, _CHUNK)
     while True:
-        event = connection.next_event()
-        events += 1
-        if events % EVENTS_AT_ONCE == 0:
-            await asyncio.sleep(0)
-        if event is h11.NEED_DATA:
-            connection.receive_data(await wire.receive())
-        elif event is h11.PAUSED:
-            # After an upgrade that the caller asked for, or a CONNECT: h11 says so again and again.
-            raise h11.RemoteProtocolError("it switched to another protocol")
-        elif isinstance(event, h11.Response):
+        event = await answer.event()
+        if isinstance(event, h11.Response):
             response = event
         elif isinstance(event, h11.Data):
             content += event.data
-            if len(content) > wire.most:
-                raise LimitExceeded.of("file_bytes", len(content), wire.most, "the answer is too long")
+            if len(content) > most:
+                raise LimitExceeded.of("file_bytes", len(content), most, "the answer is too long")
         elif isinstance(event, h11.EndOfMessage) and response is not None:
             return _response(response, bytes(content))
 

@@ -8,8 +8,8 @@ from typing import Final
 
 import h11
 
-from agentos.network.waiting import receive_some, send_all
-from agentos.server.fetch import EVENTS_AT_ONCE
+from agentos.network.waiting import send_all
+from agentos.server.answers import Answer
 from agentos.server.http import Disconnected, Receive, Request, Send
 from agentos.server.preview_headers import View, to_client, to_vm
 
@@ -33,7 +33,6 @@ class Exchange:
         self._send = send
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES)
         self._patience: asyncio.Timeout | None = None
-        self._events = 0
         self.answered = False
         """Whether the client has the beginning of an answer."""
 
@@ -84,14 +83,15 @@ class Exchange:
                 self._patience.reschedule(asyncio.get_running_loop().time() + HEAD_SECONDS)
 
     async def _download(self, sock: socket.socket) -> None:
+        answer = Answer(self._http, sock, _CHUNK_BYTES)
         async with asyncio.timeout(HEAD_SECONDS) as self._patience:
-            response = await self._response(sock)
+            response = await self._response(answer)
             self._patience = None
         headers = to_client(list(response.headers), self._view)
         self.answered = True
         await self._send({"type": "http.response.start", "status": response.status_code, "headers": headers})
         while True:
-            event = await self._event(sock)
+            event = await self._event(answer)
             if isinstance(event, h11.Data):
                 body = bytes(event.data)
                 await self._send({"type": "http.response.body", "body": body, "more_body": True})
@@ -99,9 +99,9 @@ class Exchange:
                 await self._send({"type": "http.response.body", "body": b"", "more_body": False})
                 return
 
-    async def _response(self, sock: socket.socket) -> h11.Response:
+    async def _response(self, answer: Answer) -> h11.Response:
         while True:
-            event = await self._event(sock)
+            event = await self._event(answer)
             if isinstance(event, h11.Response):
                 return event
             if not isinstance(event, h11.InformationalResponse):
@@ -109,15 +109,8 @@ class Exchange:
             if event.status_code == 101:
                 raise NotHttp("it switched to another protocol")
 
-    async def _event(self, sock: socket.socket) -> object:
-        self._events += 1
-        if self._events % EVENTS_AT_ONCE == 0:
-            await asyncio.sleep(0)
+    async def _event(self, answer: Answer) -> object:
         try:
-            while (event := self._http.next_event()) is h11.NEED_DATA:
-                self._http.receive_data(await receive_some(sock, _CHUNK_BYTES))
+            return await answer.event()
         except h11.RemoteProtocolError as error:
             raise NotHttp(str(error)) from None
-        if event is h11.PAUSED:  # and would be again and again
-            raise NotHttp("it switched to another protocol")
-        return event

@@ -53,7 +53,7 @@ def test_a_fetch_can_be_given_up(first: bytes, more: bytes) -> None:
     async def body() -> None:
         with endless(first, more) as sock:
             async with asyncio.timeout(SECONDS):
-                await fetch._exchange(fetch._Wire(sock, 1 << 30), request, b"")
+                await fetch._exchange(sock, request, b"", 1 << 30)
 
     with pytest.raises(TimeoutError):
         asyncio.run(body())
