@@ -239,7 +239,7 @@ class Process(Twin[AsyncProcess]):
         """Write to its stdin; returns once the bytes are accepted, in order. StdinClosed when nobody can read them.
 
         A second call with the same `idempotency_key` writes nothing, and returns once the first one's bytes are
-        accepted; the newest 256 keys are remembered.
+        accepted; with other data it is an InvalidRequest. The newest 256 keys are remembered.
         """
         run(self._async.write_stdin(data, idempotency_key=idempotency_key))
 
@@ -325,7 +325,7 @@ class Shell(Twin[AsyncShell]):
         """Type `data`. Waits while the terminal takes no more; ShellClosed when it has ended.
 
         A second call with the same `idempotency_key` types nothing, and returns once the first one's bytes are
-        accepted; the newest 256 keys are remembered.
+        accepted; with other data it is an InvalidRequest. The newest 256 keys are remembered.
         """
         run(self._async.write(data, idempotency_key=idempotency_key))
 
@@ -497,8 +497,9 @@ class VM(Twin[AsyncVM]):
         """Start the program `command` with `args` in the background, with pipes for stdin, stdout and stderr.
 
         `timeout` seconds later it is killed with all its descendants, if it still runs. A second call with
-        the same `idempotency_key` starts nothing and returns the first call's process. With `lossless` the
-        process waits where its output has not been read, instead of the oldest output being dropped.
+        the same `idempotency_key` starts nothing and returns the first call's process; it is an InvalidRequest
+        where it asks for anything else than the first. With `lossless` the process waits where its output has
+        not been read, instead of the oldest output being dropped.
         Raises SpawnFailed when there is no such program, or it can not be run.
         """
         return Process(

@@ -29,7 +29,7 @@ from e2e_support import (
 )
 
 from agentos import VM, Host, Limits
-from agentos.errors import BootFailed, ProcessNotFound, SpawnFailed, VmStopped, WaitTimeout
+from agentos.errors import BootFailed, InvalidRequest, ProcessNotFound, SpawnFailed, VmStopped, WaitTimeout
 
 MIB = 1024 * 1024
 
@@ -176,12 +176,31 @@ def test_an_idempotency_key_starts_one_process(in_vm: Any) -> None:
         await Transcript(await vm.spawn("sh", ["-c", "tail -f /tmp/runs"])).until(b"x\n")
         await spawned[0].kill()
         await spawned[0].wait()
-        assert (await vm.spawn("sh", ["-c", "echo no"], idempotency_key="k")).pid == spawned[0].pid
+        again = await vm.spawn("sh", ["-c", "echo x >> /tmp/runs; sleep 1000"], idempotency_key="k")
+        assert again.pid == spawned[0].pid
         assert (await vm.spawn("true", idempotency_key="other")).pid != spawned[0].pid
         with pytest.raises(SpawnFailed):
             await vm.spawn("/no/such", idempotency_key="failed")
         await (await vm.spawn("true", idempotency_key="failed")).wait()
         assert (await vm.exec("wc -l < /tmp/runs")).stdout.strip() == "1"
+
+    in_vm(body)
+
+
+def test_a_key_of_another_request_is_refused_while_that_one_starts(in_vm: Any) -> None:
+    """At once, and the one that starts is not disturbed; one that failed leaves its key free for anything."""
+
+    async def body(vm: VM) -> None:
+        first = asyncio.create_task(vm.spawn("sleep", ["1000"], idempotency_key="k"))
+        await asyncio.sleep(0)
+        with pytest.raises(InvalidRequest, match="idempotency_key"):
+            await vm.spawn("sleep", ["1001"], idempotency_key="k")
+        assert not first.done()
+        assert (await first).running
+        with pytest.raises(SpawnFailed):
+            await vm.spawn("/no/such", idempotency_key="failed")
+        await (await vm.spawn("true", idempotency_key="failed")).wait()
+        assert [one.args for one in await vm.list_processes()] == [("1000",), ()]
 
     in_vm(body)
 

@@ -102,8 +102,8 @@ class RemoteProcess:
         """Write to its stdin; returns once the bytes are accepted, in order. StdinClosed when nobody can read them.
 
         A second call with the same `idempotency_key` writes nothing, and returns when the first one's bytes are
-        accepted. Asked again when the connection breaks, with a key of its own where none is given, so that the
-        bytes are written once.
+        accepted; with other data it is an InvalidRequest. Asked again when the connection breaks, with a key of
+        its own where none is given, so that the bytes are written once.
         """
         key = key_or_new(idempotency_key)
         await self._vm._ask("write_process_stdin", **self._same, data=data, idempotency_key=key)
@@ -181,8 +181,8 @@ class RemoteShell:
         """Type `data`. Waits while the terminal takes no more; ShellClosed when it has ended.
 
         A second call with the same `idempotency_key` types nothing, and returns when the first one's bytes are
-        accepted. Asked again when the connection breaks, with a key of its own where none is given, so that it is
-        typed once.
+        accepted; with other data it is an InvalidRequest. Asked again when the connection breaks, with a key of
+        its own where none is given, so that it is typed once.
         """
         key = key_or_new(idempotency_key)
         await self._vm._ask("write_shell", **self._same, data=data, idempotency_key=key)

@@ -209,8 +209,8 @@ class RemoteProcess(Twin[AsyncRemoteProcess]):
         """Write to its stdin; returns once the bytes are accepted, in order. StdinClosed when nobody can read them.
 
         A second call with the same `idempotency_key` writes nothing, and returns when the first one's bytes are
-        accepted. Asked again when the connection breaks, with a key of its own where none is given, so that the
-        bytes are written once.
+        accepted; with other data it is an InvalidRequest. Asked again when the connection breaks, with a key of
+        its own where none is given, so that the bytes are written once.
         """
         run(self._async.write_stdin(data, idempotency_key=idempotency_key))
 
@@ -273,8 +273,8 @@ class RemoteShell(Twin[AsyncRemoteShell]):
         """Type `data`. Waits while the terminal takes no more; ShellClosed when it has ended.
 
         A second call with the same `idempotency_key` types nothing, and returns when the first one's bytes are
-        accepted. Asked again when the connection breaks, with a key of its own where none is given, so that it is
-        typed once.
+        accepted; with other data it is an InvalidRequest. Asked again when the connection breaks, with a key of
+        its own where none is given, so that it is typed once.
         """
         run(self._async.write(data, idempotency_key=idempotency_key))
 
@@ -394,8 +394,9 @@ class Agent(Twin[AsyncAgent]):
         """Start the program `command` with `args` in the background, with pipes for stdin, stdout and stderr.
 
         `timeout` seconds later it is killed with all its descendants, if it still runs. A second call with
-        the same `idempotency_key` starts nothing and returns the first call's process. With `lossless` the
-        process waits where its output has not been read, instead of the oldest output being dropped.
+        the same `idempotency_key` starts nothing and returns the first call's process; it is an InvalidRequest
+        where it asks for anything else than the first. With `lossless` the process waits where its output has
+        not been read, instead of the oldest output being dropped.
         Raises SpawnFailed when there is no such program, or it can not be run. Asked again when the connection
         breaks, with a key of its own where none is given, so that it starts once.
         """
@@ -679,8 +680,9 @@ class Connection(Twin[AsyncConnection]):
         """Start the program `command` with `args` in the background, with pipes for stdin, stdout and stderr.
 
         `timeout` seconds later it is killed with all its descendants, if it still runs. A second call with
-        the same `idempotency_key` starts nothing and returns the first call's process. With `lossless` the
-        process waits where its output has not been read, instead of the oldest output being dropped.
+        the same `idempotency_key` starts nothing and returns the first call's process; it is an InvalidRequest
+        where it asks for anything else than the first. With `lossless` the process waits where its output has
+        not been read, instead of the oldest output being dropped.
         Raises SpawnFailed when there is no such program, or it can not be run. Asked again when the connection
         breaks, with a key of its own where none is given, so that it starts once.
         """

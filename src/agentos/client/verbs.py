@@ -130,8 +130,9 @@ class Verbs:
         """Start the program `command` with `args` in the background, with pipes for stdin, stdout and stderr.
 
         `timeout` seconds later it is killed with all its descendants, if it still runs. A second call with
-        the same `idempotency_key` starts nothing and returns the first call's process. With `lossless` the
-        process waits where its output has not been read, instead of the oldest output being dropped.
+        the same `idempotency_key` starts nothing and returns the first call's process; it is an InvalidRequest
+        where it asks for anything else than the first. With `lossless` the process waits where its output has
+        not been read, instead of the oldest output being dropped.
         Raises SpawnFailed when there is no such program, or it can not be run. Asked again when the connection
         breaks, with a key of its own where none is given, so that it starts once.
         """

@@ -115,7 +115,7 @@ class Process:
         """Write to its stdin; returns once the bytes are accepted, in order. StdinClosed when nobody can read them.
 
         A second call with the same `idempotency_key` writes nothing, and returns once the first one's bytes are
-        accepted; the newest 256 keys are remembered.
+        accepted; with other data it is an InvalidRequest. The newest 256 keys are remembered.
         """
         content, key = check_data("data", data), check_key(idempotency_key)
         await self._once.write(key, content, self._write)

@@ -105,7 +105,7 @@ class Shell:
         """Type `data`. Waits while the terminal takes no more; ShellClosed when it has ended.
 
         A second call with the same `idempotency_key` types nothing, and returns once the first one's bytes are
-        accepted; the newest 256 keys are remembered.
+        accepted; with other data it is an InvalidRequest. The newest 256 keys are remembered.
         """
         content, key = check_data("data", data), check_key(idempotency_key)
         await self._once.write(key, content, self._write)

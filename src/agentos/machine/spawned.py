@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 
 from agentos.errors import ProcessNotFound
+from agentos.machine.once import check_same
 from agentos.machine.process import Process
 from agentos.machine.retention import Retention
 from agentos.model import Limits, SpawnedProcess
@@ -24,7 +25,8 @@ class Spawned:
         self.retention = Retention(limits.exited_log_bytes, limits.lossless_bytes)
         self._processes: dict[int, Process] = {}
         self._exited: deque[Process] = deque()
-        self._keys: OrderedDict[str, asyncio.Future[Process]] = OrderedDict()
+        self._keys: OrderedDict[str, tuple[int, asyncio.Future[Process]]] = OrderedDict()
+        """With the hash of what was asked for."""
 
     def get(self, pid: int) -> Process:
         """The one of this pid. ProcessNotFound when there is none."""
@@ -63,18 +65,23 @@ class Spawned:
         del self._processes[process.pid]
         self.retention.forget(process.log)
 
-    async def once(self, key: str, spawn: Callable[[], Awaitable[Process]]) -> Process:
-        """What the first `spawn` with this key started."""
-        spawning = self._keys.get(key)
-        if spawning is None:
+    async def once(self, key: str, asked: Hashable, spawn: Callable[[], Awaitable[Process]]) -> Process:
+        """What the first `spawn` with this key started. InvalidRequest where that was not `asked` for."""
+        before = self._keys.get(key)
+        if before is not None:
+            asked_before, spawning = before
+            check_same(key, asked_before, asked)
+        else:
             # A task of its own: who asks again must not be cancelled with the first, whose connection broke.
             spawning = asyncio.ensure_future(spawn())
             spawning.add_done_callback(lambda done: self._forget_failed(key, done))
-            self._keys[key] = spawning
+            self._keys[key] = hash(asked), spawning
             while len(self._keys) > _REMEMBERED_KEYS:
                 self._keys.popitem(last=False)
         return await asyncio.shield(spawning)
 
     def _forget_failed(self, key: str, done: asyncio.Future[Process]) -> None:
-        if (done.cancelled() or done.exception() is not None) and self._keys.get(key) is done:
-            del self._keys[key]
+        if done.cancelled() or done.exception() is not None:
+            known = self._keys.get(key)
+            if known is not None and known[1] is done:
+                del self._keys[key]

@@ -234,6 +234,40 @@ def test_an_idempotency_key_starts_one_process(on: Any) -> None:
     on(body)
 
 
+def test_an_idempotency_key_is_for_one_request(on: Any) -> None:
+    """Asked for anything else, it is refused by its name, and nothing is started; the same call finds its process."""
+
+    async def body(vm: Surface) -> None:
+        asked: dict[str, Any] = {"args": ["-c", "echo x >> marks; exec cat"], "env": {"A": "1", "B": "2"}}
+        process = await vm.spawn("sh", **asked, idempotency_key="once")
+        for other in (
+            {"args": ["-c", "echo y >> marks"]}, {"args": []}, {"env": {"A": "1"}}, {"env": {"A": "2", "B": "1"}},
+            {"cwd": "/tmp"}, {"user": "root"}, {"timeout": 5}, {"lossless": True},
+        ):  # fmt: skip
+            with fails(
+                "request.invalid", "^idempotency_?[kK]ey: .*not used for another request.*'once'"
+            ) as error:
+                await vm.spawn("sh", **{**asked, **other}, idempotency_key="once")
+            assert error.details["argument"] in ("idempotency_key", "idempotencyKey")
+        with fails("request.invalid", "another request"):
+            await vm.spawn("bash", **asked, idempotency_key="once")
+        turned = {**asked, "env": {"B": "2", "A": "1"}}
+        assert (await vm.spawn("sh", **turned, idempotency_key="once")).pid == process.pid
+        assert len(await vm.list_processes()) == 1
+
+        await vm.write_process_stdin(process.pid, "one\n", idempotency_key="line")
+        with fails("request.invalid", "another request"):
+            await vm.write_process_stdin(process.pid, "two\n", idempotency_key="line")
+        await vm.write_process_stdin(process.pid, b"one\n", idempotency_key="line")
+        await vm.close_process_stdin(process.pid)
+        assert await vm.output(process.pid) == b"one\n"
+        with fails("request.invalid", "another request"):  # also when there is nobody to write to any more
+            await vm.write_process_stdin(process.pid, "two\n", idempotency_key="line")
+        assert (await vm.exec("cat marks")).stdout == "x\n"
+
+    on(body)
+
+
 def test_where_and_as_whom_a_process_runs(on: Any) -> None:
     """The options of exec, for spawn."""
 

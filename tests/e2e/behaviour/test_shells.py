@@ -45,6 +45,8 @@ def test_a_line_with_a_key_is_typed_once(on: Any) -> None:
         page = await vm.read_shell(shell.shell_id)
         shown = b"".join(chunk.data for chunk in page.events)
         assert (shown.count(b"one\r\n"), shown.count(b"two\r\n")) == (2, 2)  # as typed, and as cat says it
+        with fails("request.invalid", "^idempotency_?[kK]ey: .*not used for another request.*'one'"):
+            await vm.write_shell(shell.shell_id, "other\n", idempotency_key="one")
         # It was typed, so it is no error to ask once more; what is new is.
         await vm.write_shell(shell.shell_id, "one\n", idempotency_key="one")
         with fails("shell.closed"):

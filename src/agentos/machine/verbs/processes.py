@@ -51,8 +51,9 @@ class BackgroundVerbs(VmParts):
         """Start the program `command` with `args` in the background, with pipes for stdin, stdout and stderr.
 
         `timeout` seconds later it is killed with all its descendants, if it still runs. A second call with
-        the same `idempotency_key` starts nothing and returns the first call's process. With `lossless` the
-        process waits where its output has not been read, instead of the oldest output being dropped.
+        the same `idempotency_key` starts nothing and returns the first call's process; it is an InvalidRequest
+        where it asks for anything else than the first. With `lossless` the process waits where its output has
+        not been read, instead of the oldest output being dropped.
         Raises SpawnFailed when there is no such program, or it can not be run.
         """
         program = check_program(self.spec, command, args, cwd=cwd, env=env, user=user)
@@ -61,7 +62,10 @@ class BackgroundVerbs(VmParts):
         key = check_key(idempotency_key)
         if key is None:
             return await self._spawn(program, limit, lossless)
-        return await self._spawned.once(key, lambda: self._spawn(program, limit, lossless))
+        asked = (
+            tuple(program.argv), program.cwd, frozenset(program.env.items()), program.user, limit, lossless,
+        )  # fmt: skip
+        return await self._spawned.once(key, asked, lambda: self._spawn(program, limit, lossless))
 
     async def _spawn(self, program: Program, timeout: float | None, lossless: bool) -> Process:
         self._check_running()
