@@ -7,6 +7,7 @@ key, they meet in the same actor.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import logging
@@ -26,6 +27,7 @@ from agentos.wire.keys import Key, serialize_key
 log = logging.getLogger("agentos.server")
 
 _LONGEST_KEY: Final = 2048
+_LONGEST_NOTE: Final = 512
 _ENDING_SECONDS: Final = 60.0
 """How long the VMs of a server that was killed may take to end: what they wrote last is written out."""
 
@@ -228,11 +230,27 @@ def _lock(data_dir: Path) -> int:
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if not _locked(fd):
-        os.close(fd)
-        raise BootFailed(
-            f"the data directory {data_dir} is in use by another server",
-            step="lock",
-            errno=errno.EBUSY,
-            remedy="stop the other server, or choose another --data-dir",
-        )
+        try:
+            raise _in_use(data_dir, os.pread(fd, _LONGEST_NOTE, 0))
+        finally:
+            os.close(fd)
+    with contextlib.suppress(OSError):  # only for whoever finds it locked
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()} {os.uname().nodename}\n".encode(), 0)
     return fd
+
+
+def _in_use(data_dir: Path, note: bytes) -> BootFailed:
+    """The error that says who has the directory, as its lock file's `note` has it: empty for a moment at first."""
+    pid, _, host = note.decode(errors="replace").strip().partition(" ")
+    who, stop = "another server", "stop the other server"
+    if pid.isdecimal() and host == os.uname().nodename:
+        who, stop = f"another server, process {pid}", f"stop that server (kill {pid})"
+    elif pid.isdecimal():  # a directory that containers or machines share
+        who = f"another server, process {pid} on {host}"
+    return BootFailed(
+        f"the data directory {data_dir} is in use by {who}",
+        step="lock",
+        errno=errno.EBUSY,
+        remedy=f"{stop}, or choose another directory (--data-dir, or AGENTOS_DATA_DIR)",
+    )

@@ -133,7 +133,7 @@ class Application:
                 try:
                     await self.start()
                 except Exception as error:
-                    await send({"type": "lifespan.startup.failed", "message": str(error)})
+                    await send({"type": "lifespan.startup.failed", "message": _told(error)})
                     return
                 await send({"type": "lifespan.startup.complete"})
             else:
@@ -206,3 +206,9 @@ class Application:
             "version": agentos.__version__,
             "vms": len(self.actors.live),
         }
+
+
+def _told(error: Exception) -> str:
+    """Why there is no server, and what to do about it, in the one line that is logged of it."""
+    remedy = error.details.get("remedy") if isinstance(error, AgentOSError) else None
+    return f"{error}: {remedy}" if remedy else str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import socket
 import sqlite3
 import subprocess
@@ -16,6 +17,10 @@ import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
+
+from agentos import Host
+from agentos.actors import Actors
+from agentos.errors import BootFailed
 
 
 def test_records_outlive_a_restart(start_server: Any) -> None:
@@ -96,11 +101,31 @@ def test_a_destroyed_vm_leaves_no_file(start_server: Any) -> None:
 
 
 def test_one_server_for_one_directory(start_server: Any, tmp_path: Path) -> None:
-    """The second says why it cannot start."""
-    start_server()
+    """The second says why it cannot start, which process is in its way, and what to do."""
+    first = start_server()
     with pytest.raises(AssertionError) as failed:
         start_server()
-    assert "in use by another server" in str(failed.value)
+    pid = first.process.pid
+    assert f"{first.data_dir} is in use by another server, process {pid}: " in str(failed.value)
+    assert f"stop that server (kill {pid}), or choose another directory (--data-dir" in str(failed.value)
+    assert first.close() == 0
+    start_server()
+
+
+def test_what_a_lock_says_of_another_machine_is_told_as_such(tmp_path: Path) -> None:
+    """Its pid means nothing here; and a lock of which nothing is known yet is one all the same."""
+    lock = tmp_path / "lock"
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for note, said in (
+            ("17 elsewhere\n", "another server, process 17 on elsewhere$"),
+            ("", "another server$"),
+            ("\x1b[31m x", "another server$"),
+        ):
+            lock.write_text(note)
+            with pytest.raises(BootFailed, match=said) as failed:
+                Actors({}, tmp_path, Host())
+            assert "kill" not in failed.value.details["remedy"]
 
 
 def test_connections_are_told_to_come_back(start_server: Any) -> None:
