@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
-from agentos.wire import cbor, jsontext, structs, trees
-from agentos.wire.malformed import FROM_CLIENT, FROM_SERVER, Bounds, malformed, unwanted
+from agentos.wire import cbor, envelope, jsontext, structs, trees
+from agentos.wire.malformed import FROM_CLIENT, FROM_SERVER, Bounds, MalformedMessage, malformed, unwanted
 from agentos.wire.messages import (
     TO_CLIENT,
     TO_SERVER,
@@ -88,7 +88,14 @@ class Json:
         return jsontext.dump(trees.body_tree(message, jsontext.JSON, _pair))
 
     def decode_to_server(self, frame: Frame, bounds: Bounds = FROM_CLIENT) -> ToServer:
-        return trees.read_body(_TO_SERVER_BY_TAG, jsontext.load(frame, bounds), trees.Revival(bounds.depth))
+        try:
+            tree = jsontext.load(frame, bounds)
+        except MalformedMessage as problem:
+            found = envelope.json_id(frame, bounds.items) if isinstance(frame, str) else None
+            if found is not None:
+                problem.action_id = trees.read_uint("id", jsontext.load(frame[slice(*found)], bounds))
+            raise
+        return trees.read_body(_TO_SERVER_BY_TAG, tree, trees.Revival(bounds.depth))
 
     def decode_to_client(self, frame: Frame, bounds: Bounds = FROM_SERVER) -> ToClient:
         return trees.read_body(_TO_CLIENT_BY_TAG, jsontext.load(frame, bounds), trees.Revival(bounds.depth))
@@ -121,7 +128,14 @@ class Cbor:
         return cbor.dump(trees.body_tree(message, form, cbor.wide))
 
     def decode_to_server(self, frame: Frame, bounds: Bounds = FROM_CLIENT) -> ToServer:
-        tree = cbor.load(_binary(frame), bounds)
+        data = _binary(frame)
+        try:
+            tree = cbor.load(data, bounds)
+        except MalformedMessage as problem:
+            found = envelope.cbor_id(data, bounds.items)
+            if found is not None:
+                problem.action_id = trees.read_uint("id", cbor.load(data, bounds, *found))
+            raise
         return trees.read_body(_TO_SERVER_BY_TAG, tree, trees.Revival(bounds.depth, lenient=True))
 
     def decode_to_client(self, frame: Frame, bounds: Bounds = FROM_SERVER) -> ToClient:

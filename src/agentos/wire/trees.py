@@ -86,7 +86,7 @@ def _read_field(field: Field, value: Any, revival: Revival) -> Any:
         if type(value) is not wanted:
             raise unwanted(field.wire, value, "text" if wanted is str else "true or false")
         return value
-    return _read_uint(field.wire, revive(value, 1))
+    return read_uint(field.wire, value)
 
 
 def _read_arguments(name: str, value: Any, revival: Revival) -> tuple[Any, ...]:
@@ -98,7 +98,9 @@ def _read_arguments(name: str, value: Any, revival: Revival) -> tuple[Any, ...]:
     return tuple(revived)
 
 
-def _read_uint(name: str, value: Any) -> int:
+def read_uint(name: str, value: Any) -> int:
+    """The whole number that the tree `value` stands for; `name` is for the error. Raises MalformedMessage."""
+    value = revive(value, 1)
     if type(value) is not int or not 0 <= value <= _MOST:
         raise unwanted(name, value, f"a whole number from 0 to {_MOST}")
     return value

@@ -370,18 +370,25 @@ def test_malformed_frames(server: Any, name: str) -> None:
 def test_an_action_that_cannot_be_read_is_refused_by_itself(server: Any, name: str) -> None:
     """Where its id could be read, the connection lives on."""
     side = Side(server, ENCODINGS[name])
+    frames: tuple[Frame, ...]
     if side.encoding.name == "json":
-        frame: Frame = '{"body":{"tag":"ActionRequest","val":{"id":5,"name":"exec","args":"x"}}}'
+        head = '{"body":{"tag":"ActionRequest","val":{"name":"exec","args":'
+        frames = (f'{head}"x","id":5}}}}}}', f'{head}{"[" * 300_000}{"]" * 300_000},"id":5}}}}}}')
     elif side.encoding.name == "cbor":
-        frame = CBOR.encode_frame(ActionRequest(5, "exec")).replace(b"\x64args\x80", b"\x64args\x61x")  # type: ignore[arg-type]
+        whole = CBOR.encode_frame(ActionRequest(5, "exec"))
+        assert isinstance(whole, bytes)
+        deep = b"\x81" * 300_000 + b"\x80"
+        frames = tuple(whole.replace(b"\x64args\x80", b"\x64args" + value) for value in (b"\x61x", deep))
     else:
-        frame = b"\x04\x00\x00\x05\x04exec\x02\x61x"
+        head_bytes = b"\x04\x00\x00\x05\x04exec"
+        frames = (head_bytes + b"\x02\x61x", head_bytes + b"\x7f" + b"\x81" * 126 + b"\x80")
     with undisturbed(server), side.connect() as websocket:
-        websocket.send(frame)
-        answer = side.encoding.decode_to_client(websocket.recv(timeout=10))
-        assert isinstance(answer, Error)
-        assert (answer.action_id, answer.group, answer.code) == (5, "request", "invalid")
-        assert side.ask(websocket, 6, "exists", "/") == ActionResponse(6, True)
+        for number, frame in enumerate(frames):
+            websocket.send(frame)
+            answer = side.encoding.decode_to_client(websocket.recv(timeout=10))
+            assert isinstance(answer, Error)
+            assert (answer.action_id, answer.group, answer.code) == (5, "request", "invalid")
+            assert side.ask(websocket, 6 + number, "exists", "/") == ActionResponse(6 + number, True)
 
 
 def upgraded(server: Any) -> socket.socket:

@@ -9,9 +9,10 @@ import pytest
 from agentos.errors import ActionNotFound, AgentOSError, InternalError, InvalidRequest, LimitExceeded
 from agentos.wire import client_connection as client_side
 from agentos.wire import connection as server_side
+from agentos.wire.bare import BareWriter
 from agentos.wire.client_connection import ClientConnection, Completed, EventArrived, Failed, Opened
 from agentos.wire.connection import ActionCalled, Refused, ServerConnection, Subscribed, Unsubscribed
-from agentos.wire.encodings import BARE_BYTES, ENCODINGS, JSON, Encoding, Frame
+from agentos.wire.encodings import BARE_BYTES, CBOR, ENCODINGS, JSON, Encoding, Frame
 from agentos.wire.malformed import MalformedMessage
 from agentos.wire.messages import ActionRequest, ActorSpecifier, Error, Init, SubscriptionRequest
 
@@ -176,6 +177,61 @@ def test_bad_arguments_can_be_answered() -> None:
     server.receive(_request(JSON, 3))
     with pytest.raises(MalformedMessage):
         server.receive(bad)
+
+
+def _calls(number: int) -> dict[str, list[Frame]]:
+    """Frames by encoding that call an action of this id with what no value may be, or not here."""
+    deep_text = "[" * 50_000 + '"]"' + "]" * 50_000
+    head, identity = '{"body":{"val":{"name":"exec",', f'"id": ["$BigInt","{number}"]'
+    texts = (
+        f'{head}{identity},"args":{deep_text}}},"tag":"ActionRequest"}}}}',
+        f'{head}"args":[{deep_text},{{"id":1}}],{identity}}},"tag":"ActionRequest"}}}}',
+        f'{head}"args":[{"9" * 5000}],"id":{number}}},"tag":"ActionRequest"}}}}',
+        f'{head}"args":{"[" * 200}"\\ud800\\""{"]" * 200},"id" : {number} }},"tag":"ActionRequest"}}}}',
+    )
+    whole = CBOR.encode_frame(ActionRequest(number, "exec", ()))
+    assert isinstance(whole, bytes)
+    deep = b"\x81" * 100_000 + b"\x62id"
+    values = (
+        deep, b"\xd8\x40" * 100_000 + b"\x40", b"\x9f" * 1000 + b"\xff" * 1000, b"\x81\xa1\x80\x00",
+        b"\x81\x61\xff", b"\x81\xd9\xff\xff\xf9\x00\x00", b"\x82\x5f\x41x\xff\xf0",
+        b"\xbf\x62id\x01\x63val\xa1\x62id\x02\x61x" + deep + b"\xff",
+    )  # fmt: skip
+    frames = [whole.replace(b"\x64args\x80", b"\x64args" + value) for value in values]
+    at = whole.index(b"\x62id")
+    identity_there = whole[at : at + 12]
+    turned = whole.replace(identity_there, b"").replace(b"\x64args\x80", b"\x64args" + deep + identity_there)
+    bare = b"\x04\x00\x00\x03\x04exec"
+    return {
+        "json": list(texts),
+        "cbor": [*frames, turned],
+        "bare": [bare + _sized(value) for value in values],
+    }
+
+
+def _sized(value: bytes) -> bytes:
+    out = BareWriter()
+    out.data(value)
+    return out.written()
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_what_cannot_be_read_spoils_its_action_alone(name: str) -> None:
+    """Too deep, too long a number, a tag that nobody knows: the id is found before it or after it, and answered."""
+    server = _server(ENCODINGS[name])
+    for frame in _calls(3)[name]:
+        refused = server.receive(frame)
+        assert isinstance(refused, Refused), frame[-200:]
+        assert refused.action_id == 3
+        server.fail(3, refused.error)
+        if name != "bare":  # whose id comes first, before anything can be wrong
+            too_long = frame + (" ]" if isinstance(frame, str) else b"\x00")  # type: ignore[operator]
+            for garbled in (frame[: len(frame) // 2], too_long):
+                with pytest.raises(MalformedMessage):
+                    server.receive(garbled)
+    assert isinstance(server.receive(_request(ENCODINGS[name], 3)), ActionCalled)
+    with pytest.raises(MalformedMessage):  # now its id is in use
+        server.receive(_calls(3)[name][0])
 
 
 def test_an_id_in_use_is_beyond_answering(encoding: Encoding) -> None:
