@@ -143,7 +143,9 @@ def _read_signal(name: str, value: Any) -> str | int:
 
 def _read_files(name: str, value: Any) -> list[tuple[str, str | bytes]]:
     if isinstance(value, dict):
-        return [(check_text("path", path), _read_data(str(path), data)) for path, data in value.items()]
+        return [
+            (check_text("path", path), _read_data(f"{name}[{path!r}]", data)) for path, data in value.items()
+        ]
     if not isinstance(value, list):
         raise InvalidRequest.argument(name, value, "a list of {path, content}")
     pairs = []

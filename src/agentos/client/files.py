@@ -153,7 +153,7 @@ class RemoteFiles:
     async def read_files(self, paths: Iterable[str]) -> list[FileContent]:
         """The content or the error of each path, in order: one bad path does not spoil the others.
 
-        At most 1,000 paths, and file_bytes for all contents together.
+        At most 1,000 paths, and file_bytes for all contents together. InvalidRequest where one is no text.
         """
         result: list[FileContent] = await self._ask("read_files", paths=paths)
         return result
@@ -161,7 +161,8 @@ class RemoteFiles:
     async def write_files(self, files: Mapping[str, Data] | Iterable[tuple[str, Data]]) -> list[FileWritten]:
         """write_file of each path with its data, in order: one that fails does not spoil the others.
 
-        At most 1,000 files.
+        At most 1,000 files. InvalidRequest, and nothing is written, where a path is no text or data neither text
+        nor bytes.
         """
         result: list[FileWritten] = await self._ask("write_files", files=files)
         return result

@@ -116,14 +116,15 @@ class RemoteFiles(Twin[AsyncRemoteFiles]):
     def read_files(self, paths: Iterable[str]) -> list[FileContent]:
         """The content or the error of each path, in order: one bad path does not spoil the others.
 
-        At most 1,000 paths, and file_bytes for all contents together.
+        At most 1,000 paths, and file_bytes for all contents together. InvalidRequest where one is no text.
         """
         return run(self._async.read_files(paths))
 
     def write_files(self, files: Mapping[str, Data] | Iterable[tuple[str, Data]]) -> list[FileWritten]:
         """write_file of each path with its data, in order: one that fails does not spoil the others.
 
-        At most 1,000 files.
+        At most 1,000 files. InvalidRequest, and nothing is written, where a path is no text or data neither text
+        nor bytes.
         """
         return run(self._async.write_files(files))
 

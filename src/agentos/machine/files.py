@@ -25,12 +25,12 @@ from agentos.machine.filevalues import (
     at_most,
     checked_count,
     checked_name,
+    checked_pair,
     dir_entry,
     file_stat,
     in_order,
     nothing,
     path_of,
-    shown,
     understand,
 )
 from agentos.machine.filewire import frame, request_frame
@@ -165,15 +165,16 @@ class Files:
     async def read_files(self, paths: Iterable[str]) -> list[FileContent]:
         """The content or the error of each path, in order: one bad path does not spoil the others.
 
-        At most 1,000 paths, and file_bytes for all contents together.
+        At most 1,000 paths, and file_bytes for all contents together. InvalidRequest where one is no text.
         """
         results: list[FileContent] = []
         left = self._limits.file_bytes
-        for path in at_most("paths", paths):
+        given = at_most("paths", paths)
+        for path in [check_text(f"paths[{index}]", path) for index, path in enumerate(given)]:
             try:
                 content = await self._read(path, 0, None, left)
             except (FileError, InvalidRequest, LimitExceeded) as error:
-                results.append(FileContent(shown(path), None, error))
+                results.append(FileContent(path, None, error))
             else:
                 left -= len(content)
                 results.append(FileContent(path, content, None))
@@ -182,18 +183,16 @@ class Files:
     async def write_files(self, files: Mapping[str, Data] | Iterable[tuple[str, Data]]) -> list[FileWritten]:
         """write_file of each path with its data, in order: one that fails does not spoil the others.
 
-        At most 1,000 files.
+        At most 1,000 files. InvalidRequest, and nothing is written, where a path is no text or data neither text
+        nor bytes.
         """
         results: list[FileWritten] = []
         pairs = at_most("files", files.items() if isinstance(files, Mapping) else files)
-        for pair in pairs:
-            if not isinstance(pair, tuple | list) or len(pair) != 2:
-                raise InvalidRequest.argument("files", pair, "pairs of a path and its data")
-        for path, data in pairs:
+        for path, content in [checked_pair("files", pair) for pair in pairs]:
             try:
-                await self.write_file(path, data)
+                await self.write_file(path, content)
             except (FileError, InvalidRequest, LimitExceeded) as error:
-                results.append(FileWritten(shown(path), error))
+                results.append(FileWritten(path, error))
             else:
                 results.append(FileWritten(path, None))
         return results

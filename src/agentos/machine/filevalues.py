@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from agentos.errors import InvalidRequest, LimitExceeded, file_error
 from agentos.machine.fileserver import TYPES
 from agentos.machine.filewire import NONSENSE, Worker
-from agentos.model import DirEntry, FileStat
+from agentos.model import DirEntry, FileStat, check_text
 
 FILES_PER_CALL = 1000
 """Files of one read_files or write_files."""
@@ -68,9 +68,12 @@ def at_most(name: str, items: Iterable[T]) -> list[T]:
     return found
 
 
-def shown(path: object) -> str:
-    """What was given as a path, as text."""
-    return path if isinstance(path, str) else repr(path)
+def checked_pair(name: str, pair: object) -> tuple[str, bytes]:
+    """A path and its data, of argument `name`."""
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise InvalidRequest.argument(name, pair, "pairs of a path and its data")
+    path = check_text(f"{name} path", pair[0])
+    return path, as_bytes(f"{name}[{path!r}]", pair[1])
 
 
 def as_bytes(name: str, data: object, *, text: bool = True) -> bytes:

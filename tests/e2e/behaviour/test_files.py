@@ -69,6 +69,30 @@ def test_many_at_once_fail_each_for_itself(on: Any) -> None:
     on(body)
 
 
+def test_many_at_once_of_which_one_makes_no_sense(on: Any) -> None:
+    """The whole request is refused by what is wrong in it, and nothing is written; an empty path fails for itself."""
+
+    async def body(vm: Surface) -> None:
+        for data in (5, None, ["text"], {"a": 1}):
+            with fails("request.invalid", r"^files\[('b'|1)\](\.content)?: wanted text or bytes, got "):
+                await vm.write_files({"a": "1", "b": data})
+        with fails("request.invalid", r"^files( path|\[1\]\.path): wanted text without NUL, got "):
+            await vm.write_files({"a": "1", "b\0": "2"})
+        with fails("request.invalid", r"^paths\[1\]: wanted text, got 7$"):
+            await vm.read_files(["a", 7])
+        assert not await vm.exists("a")
+        written = await vm.write_files({"a": "1", "": "2"})
+        assert [(one.path, one.error and one.error.code) for one in written] == [
+            ("a", None), ("", "request.invalid"),
+        ]  # fmt: skip
+        read = await vm.read_files(["", "a"])
+        assert [(one.content, one.error and one.error.code) for one in read] == [
+            (None, "request.invalid"), (b"1", None),
+        ]  # fmt: skip
+
+    on(body)
+
+
 def test_directories(on: Any) -> None:
     """Made, listed, moved, deleted; hidden names and names of every kind included."""
 
