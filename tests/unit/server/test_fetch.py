@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 
@@ -13,6 +14,7 @@ import h11
 import pytest
 
 from agentos.server import fetch
+from agentos.server.answers import Answer
 from agentos.server.http import Request
 from agentos.server.preview_exchange import Exchange
 from agentos.server.preview_headers import View
@@ -83,3 +85,44 @@ def test_a_preview_can_be_given_up(first: bytes, more: bytes) -> None:
     asked: list[bool] = []
     with pytest.raises(TimeoutError):
         asyncio.run(body())
+
+
+def test_one_read_of_tiny_pieces_has_turns_for_others_in_it() -> None:
+    """After every 16 of its events: a read may bring ten thousand, and waits for nothing in between."""
+    head, chunks = CHUNKS
+    connection = h11.Connection(h11.CLIENT)
+    connection.send(h11.Request(method="GET", target="/", headers=[("host", "x")]))
+    connection.send(h11.EndOfMessage())
+
+    async def body() -> list[int]:
+        turns, reads = 0, 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        class Counted(socket.socket):
+            def recv(self, *args: Any) -> bytes:
+                nonlocal reads
+                reads += 1
+                return super().recv(*args)
+
+        ours, theirs = socket.socketpair()
+        with theirs, Counted(fileno=ours.detach()) as sock:
+            sock.setblocking(False)
+            theirs.setblocking(False)
+            theirs.sendall(head + chunks + b"0\r\n\r\n")
+            answer = Answer(connection, sock, 1 << 20)
+            counting = asyncio.create_task(count())
+            seen: list[int] = []
+            while type(await answer.event()) is not h11.EndOfMessage:
+                seen.append(turns)
+            counting.cancel()
+        assert reads == 1
+        return seen
+
+    seen = asyncio.run(body())
+    assert len(seen) == 10_001
+    assert max(Counter(seen).values()) <= 16
