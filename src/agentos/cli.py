@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from agentos import __version__
 from agentos.commands import copy, demo, doctor, execute, processes, serve, terminal, top, vms
-from agentos.commands.remote import say
+from agentos.commands.remote import say, tell
 from agentos.errors import AgentOSError
 
 COMMANDS = (demo, serve, execute, terminal, processes, top, copy, vms, doctor)
@@ -40,6 +40,8 @@ def parser() -> argparse.ArgumentParser:
     top = CommandParser(
         prog="agentos",
         description="An operating system for AI agents: isolated Linux VMs that boot in milliseconds.",
+        epilog="With --json stdout has the result and nothing else, and what goes wrong is one JSON object on stderr: "
+        "code, message, details. Exit codes are the same.",
     )
     top.add_argument("--version", action="version", version=f"agentos {__version__}")
     subparsers = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -91,10 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except AgentOSError as error:
-        say(error.message)
-        remedy = error.details.get("remedy")
-        if remedy:
-            say(str(remedy))
+        tell(error, as_json=getattr(arguments, "json", False))
         return getattr(arguments, "failed", 1)
     except KeyboardInterrupt:
         return 130

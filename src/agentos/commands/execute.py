@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from agentos.commands.moments import seconds
-from agentos.commands.remote import add_key, add_vm_options, say, with_agent
+from agentos.commands.remote import add_key, add_vm_options, say, tell, with_agent
 from agentos.commands.stdio import forward_signals, is_terminal, pipe_stdin, read_stdin, write_chunk
 from agentos.conversions import write_value
 from agentos.errors import AgentOSError, InvalidRequest, SpawnFailed
@@ -125,7 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments, lambda agent: _streamed(agent, command, args, options, stdin=wanted), create=True
         )
     except SpawnFailed as error:
-        return cannot_start(error)
+        return cannot_start(error, as_json=arguments.json)
 
 
 def run_spawn(arguments: argparse.Namespace) -> int:
@@ -141,12 +141,12 @@ def run_spawn(arguments: argparse.Namespace) -> int:
     try:
         return with_agent(arguments, spawn, create=True)
     except SpawnFailed as error:
-        return cannot_start(error)
+        return cannot_start(error, as_json=arguments.json)
 
 
-def cannot_start(error: SpawnFailed) -> int:
-    """Say so. Returns the exit code that tells whether there is no such program or it may not be run."""
-    say(error.message)
+def cannot_start(error: SpawnFailed, *, as_json: bool) -> int:
+    """Tell it. Returns the exit code that says whether there is no such program or it may not be run."""
+    tell(error, as_json=as_json)
     missing = error.details.get("step") == "exec" and isinstance(error, OSError) and error.os_errno == 2
     return NOT_FOUND if missing else NOT_EXECUTABLE
 

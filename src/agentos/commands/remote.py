@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
+import json
 import os
 import sys
 from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any, Final
 
-from agentos.errors import InvalidRequest
+from agentos.errors import AgentOSError, InvalidRequest
 from agentos.printing import printable
 from agentos.wire.keys import deserialize_key
 
@@ -100,6 +101,18 @@ def agent(client: Client, name: str, key: str, *, create: bool = False) -> Agent
 def say(message: str) -> None:
     """Tell the person, beside whatever the command prints."""
     print(f"agentos: {chr(10).join(map(printable, message.splitlines()))}", file=sys.stderr)
+
+
+def tell(error: AgentOSError, *, as_json: bool) -> None:
+    """Tell of an error, beside whatever the command prints: in words and what to do, or as one JSON object."""
+    if as_json:
+        told = {"code": error.code, "message": error.message, "details": error.details}
+        print(json.dumps(told, default=repr), file=sys.stderr)
+        return
+    say(error.message)
+    remedy = error.details.get("remedy")
+    if remedy:
+        say(str(remedy))
 
 
 def table(heads: list[str], rows: list[list[str]], *, right: Collection[str] = ()) -> str:

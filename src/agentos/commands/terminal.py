@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
             create=True,
         )
     except SpawnFailed as error:
-        return cannot_start(error)
+        return cannot_start(error, as_json=arguments.json)
 
 
 async def _list(agent: Agent, *, as_json: bool) -> int:

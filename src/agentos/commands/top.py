@@ -19,7 +19,7 @@ from agentos.commands.processes import command_line
 from agentos.commands.remote import add_vm_options, say, table, vm_key, with_client
 from agentos.commands.stdio import is_terminal
 from agentos.conversions import write_value
-from agentos.errors import AgentOSError, InvalidRequest
+from agentos.errors import AgentOSError, InvalidRequest, VmNotFound
 from agentos.model import ProcessInfo
 from agentos.printing import printable
 from agentos.wire.keys import deserialize_key, serialize_key
@@ -123,6 +123,8 @@ async def _once(client: Client, arguments: argparse.Namespace) -> int:
         print("\n".join(_lines(found)))
     shown = {one.record.key for one in found.values()}
     missing = [key for key in arguments.keys if deserialize_key(key) not in shown]
+    if missing and arguments.json:
+        raise VmNotFound(f"no running VM of the key {', '.join(map(repr, missing))}", keys=missing)
     for key in missing:
         say(f"no running VM of the key {key!r}")
     return 1 if missing else 0

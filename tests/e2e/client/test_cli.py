@@ -99,11 +99,36 @@ def test_exit_codes_are_those_of_docker(cli: Cli, key: str) -> None:
     for line in (
         ("exec", key), ("exec", "-e", "=b", key, "true"), ("exec", "-u", "nobody-here", key, "true"),
         ("exec", "--endpoint", "http://127.0.0.1:9", key, "true"), ("exec", "-it", key, "bash"),
-        ("exec", "-t", "--json", key, "bash"), ("spawn", key), ("shell", key),
+        ("exec", "-t", "--timeout", "1", key, "bash"), ("spawn", key), ("shell", key),
     ):  # fmt: skip
         done = cli(*line)
         assert (done.returncode, done.stdout) == (125, b""), line
         assert done.stderr.startswith(b"agentos: "), line
+
+
+def test_with_json_an_error_is_an_object_too(cli: Cli, key: str) -> None:
+    """On stderr, alone, with the exit code that it has in words; on stdout is a result or nothing."""
+    elsewhere = ("--endpoint", "http://127.0.0.1:9")
+    for line, exit_code, code, said in (
+        (("exec", "--json", key, "no-such-program", "x"), 127, "process.spawn_failed", "No such file"),
+        (("spawn", "--json", key, "no-such-program", "x"), 127, "process.spawn_failed", "No such file"),
+        (("exec", "--json", "-u", "nobody-here", key, "true"), 125, "request.invalid", "^user: wanted"),
+        (("exec", "--json", key), 125, "request.invalid", "no command"),
+        (("ps", "--json", "nobody-made-it"), 1, "vm.not_found", "'nobody-made-it'"),
+        (("shell", "--list", "--json", "nobody-made-it"), 125, "vm.not_found", "'nobody-made-it'"),
+        (("ls", "--json", *elsewhere), 1, "connection.lost", "127.0.0.1"),
+        (("top", "--json", "--interval", "0", key), 1, "request.invalid", "--interval"),
+    ):
+        done = cli(*line)
+        told = json.loads(done.stderr)
+        assert (done.returncode, done.stdout, told["code"]) == (exit_code, b"", code), line
+        assert set(told) == {"code", "message", "details"}
+        assert re.search(said, told["message"]), told
+        assert done.stderr.count(b"\n") == 1
+        assert ("remedy" in told["details"]) == (code == "connection.lost" or said == "no command")
+    done = cli("top", "--json", key, "nobody-made-it")
+    assert (done.returncode, json.loads(done.stderr)["code"]) == (1, "vm.not_found")
+    assert [one["key"] for one in json.loads(done.stdout)] == [[key]]
 
 
 def started(url: str, *arguments: str, **more: Any) -> subprocess.Popen[bytes]:
