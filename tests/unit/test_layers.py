@@ -76,7 +76,7 @@ UPWARD = {("machine/vm.py", "agentos.host")}
 
 INSIDE_A_VM = {
     "zygote", "forks", "start", "seed", "init", "boot", "spawner", "connector", "confinement", "template", "identity",
-    "channel", "fileserver", "filetree", "filetarget", "image", "outlets", "reserve", "shared",
+    "channel", "fileserver", "filetree", "filetarget", "image", "lookup", "outlets", "reserve", "shared",
 }  # fmt: skip
 """Modules of `machine` that the zygote and every VM's init carry: each import costs time and memory in every VM."""
 STANDARD_INSIDE = {
@@ -93,7 +93,7 @@ MOST_LINES = 400
 LONGER = {
     "sync.py": "generated",
     "client/sync.py": "generated",
-    "machine/link.py": "one VM's channel, spawners and launches: they share their state",
+    "machine/link.py": "all that init is asked for, and tells",
     "model.py": "values only",
     "actor.py": "one actor's whole life: its steps share its state",
 }

@@ -66,6 +66,8 @@ class Alarms:
         self._pids_seen = b""
         self.watched = False
         """Whether a timer looks at it."""
+        self._silent = False
+        """Whether the kernel may count refused forks and wake nobody: version 1 does so from Linux 6.11 on."""
         self._startless = 0
         self._full: object = None
 
@@ -81,6 +83,7 @@ class Alarms:
             for name, (fd, events) in self._cgroup.alarms().items():
                 self._fds[name] = fd
                 _poller(self._loop).add(fd, events, functools.partial(self._sign, name))
+            self._silent = "pids" in self._fds and self._cgroup.homes["pids"][0] == 1
             self._pids_changed()  # it is another VM's count where the cgroup is used again
             # What happened before.
             for name in self._fds:
@@ -90,7 +93,7 @@ class Alarms:
     def watch(self) -> None:
         """Something is being started: where the kernel tells nobody of refused forks, look from time to time."""
         self._startless = 0
-        if not self.watched and self._counts_silently() and self._loop is not None:
+        if self._silent and not self.watched and not _Rounds.heard and self._loop is not None:
             self.watched = True
             _rounds(self._loop).add(self)
 
@@ -104,7 +107,7 @@ class Alarms:
             self._nameless.cancel()
         if self._loop in _ROUNDS:
             _ROUNDS[self._loop].remove(self)
-        self.watched = False
+        self.watched = self._silent = False
         fds, self._fds = self._fds, {}
         for fd in fds.values():
             _poller(self._loop).remove(fd)
@@ -153,7 +156,8 @@ class Alarms:
 
     def settle(self) -> None:
         """After something has ended: did it meet what nobody was told of, and is the room still needed?"""
-        self._ask_for_pids()
+        if self._silent:
+            self._ask_for_pids()
         if self._made_room and self._cgroup is not None:
             with contextlib.suppress(OSError):  # the VM is ending
                 if (self._cgroup.pids_current() or 0) < self._limits.processes:
@@ -162,7 +166,7 @@ class Alarms:
 
     def look_round(self) -> bool:
         """Have forks been refused since the last look? Then do as for a sign. Says whether to look again."""
-        if not self._counts_silently():
+        if not self._silent or _Rounds.heard:
             return False
         self._ask_for_pids()
         self._startless += 1
@@ -177,17 +181,8 @@ class Alarms:
         except OSError:  # the VM is ending
             return False
 
-    def _counts_silently(self) -> bool:
-        """Version 1 wakes nobody who waits for pids.events on some kernels (6.11 and later), but counts."""
-        return (
-            not _Rounds.heard
-            and "pids" in self._fds
-            and self._cgroup is not None
-            and self._cgroup.homes["pids"][0] == 1
-        )
-
     def _ask_for_pids(self) -> None:
-        if self._counts_silently() and "pids" not in self._looks and self._pids_changed():
+        if not _Rounds.heard and "pids" not in self._looks and self._pids_changed():
             assert self._cgroup is not None
             with contextlib.suppress(OSError):  # the VM is ending
                 # What has been refused may have ended since: with room for more, the next refusal is not counted.
@@ -198,9 +193,11 @@ class Alarms:
     def _pids_changed(self) -> bool:
         """Whether pids.events says something else than at the last call."""
         before = self._pids_seen
-        with contextlib.suppress(OSError):  # the VM is ending
-            if "pids" in self._fds:
+        if "pids" in self._fds:
+            try:
                 self._pids_seen = os.pread(self._fds["pids"], 64, 0)
+            except OSError:
+                pass  # the VM is ending
         return self._pids_seen != before
 
     def _let_there_be(self, processes: int) -> None:

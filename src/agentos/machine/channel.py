@@ -84,14 +84,12 @@ class Decoder:
             length, fd_count = _HEADER.unpack_from(data)
             if len(data) == _HEADER.size + length and length <= self._most and len(fds) == fd_count:
                 # As they mostly come: one whole message.
-                self._fds += fds
                 try:
-                    message = _message(data[_HEADER.size :])
+                    return [(_message(data[_HEADER.size :]), list(fds))]
                 except ChannelBroken:
+                    self._fds += fds
                     self.close()
                     raise
-                self._fds = []
-                return [(message, list(fds))]
         self._buffer += data
         self._fds += fds
         complete = []
@@ -133,6 +131,8 @@ class Decoder:
 def read(sock: socket.socket, size: int = _READ_BYTES) -> tuple[bytes, list[int]]:
     """What has arrived: bytes (empty at the end) and descriptors, close-on-exec. Blocks as the socket does."""
     data, control, flags, _ = sock.recvmsg(size, _CMSG_BYTES, _MSG_CMSG_CLOEXEC)
+    if not control and not flags & _MSG_CTRUNC:
+        return data, []
     fds = array.array("i")
     for level, kind, payload in control:
         if level == _SOL_SOCKET and kind == _SCM_RIGHTS:
@@ -158,6 +158,10 @@ class BlockingChannel:
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
         """Send one message; the descriptors stay open here."""
         send(self.sock, message, fds)
+
+    def send_body(self, body: bytes) -> None:
+        """Send one message that is JSON already."""
+        self.sock.sendall(_HEADER.pack(len(body), 0) + body, _MSG_NOSIGNAL)
 
     def receive(self) -> tuple[Message, list[int]]:
         """The next message. Raises ChannelBroken at the end of the stream."""

@@ -14,7 +14,8 @@ import stat
 from typing import Any
 
 from agentos.errors import SpawnFailed
-from agentos.machine.link import IDLE_SECONDS, Link, Port, whole
+from agentos.machine.link import IDLE_SECONDS, Link
+from agentos.machine.port import Port, whole
 
 _CONNECT_SECONDS = 25.0
 """A connector that has not answered by then is stuck, for instance stopped by the guest."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from agentos.errors import InvalidRequest, LimitExceeded, SpawnFailed
-from agentos.machine.link import ExitEvent
+from agentos.machine.launcher import ExitEvent
 from agentos.machine.plan import HOME, UIDS
 from agentos.model import ExitStatus, Reason, Usage, VmSpec, check_env, check_text
 
@@ -31,10 +31,6 @@ class Program(NamedTuple):
     """Where the program is, when that need not be looked up."""
     as_bash: bool = False
     """Whether it is started in bash's place, and so finds in its environment what bash would have added."""
-
-    def in_place_of_bash(self, words: list[str]) -> Program:
-        """The program that bash would turn into, of the same directory, environment and user."""
-        return Program(words, self.cwd, self.env, self.user, None, True)
 
     def job(self, **stdio: Any) -> dict[str, Any]:
         """The spawner's job; `stdio` is its stdin or pty entry."""
@@ -69,9 +65,10 @@ def program_of(
     env: object,
     user: object,
     terminal: bool = False,
+    as_bash: bool = False,
 ) -> Program:
     """As `check_program`, with arguments that were checked, and where the program is, if that is known."""
-    who = check_user(user, spec.user)
+    who = spec.user if user is None else check_user(user, spec.user)
     directory = HOME if cwd is None else check_text("cwd", cwd, empty=False)
     if not directory.startswith("/"):
         directory = f"{HOME}/{directory}"
@@ -86,7 +83,7 @@ def program_of(
     if size > spec.limits.argument_bytes:
         said = f"command, arguments and environment have {size} bytes"
         raise LimitExceeded.of("argument_bytes", size, spec.limits.argument_bytes, said)
-    return Program(argv, directory, environment, who, path)
+    return Program(argv, directory, environment, who, path, as_bash)
 
 
 def check_args(args: object) -> list[str]:

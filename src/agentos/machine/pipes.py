@@ -19,7 +19,7 @@ from agentos.errors import StdinClosed
 
 READ_BYTES = 64 * 1024
 _READS_PER_WAKE = 8
-_MOST_LEFT_READS = 17
+MOST_LEFT_READS = 17
 """What the greatest pipe takes that a guest may have (pipe-max-size, pipe(7)), and the end."""
 _SMALL_BYTES = 4096
 _SMALL_READS = 64
@@ -132,7 +132,7 @@ class Reader:
         With `complete` no writer is known of, so everything to the end is what is there. (One may have been given
         the pipe, and write on: no more is read than a pipe holds, and then as without.)
         """
-        for _ in range(_MOST_LEFT_READS if complete else 0):
+        for _ in range(MOST_LEFT_READS if complete else 0):
             if self.fd < 0 or not self._read(READ_BYTES):
                 return
         left = pending(self.fd) if self.fd >= 0 else 0

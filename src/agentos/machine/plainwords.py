@@ -28,19 +28,21 @@ _CHANGES_BASH = frozenset(
 )
 
 
-def plain_words(command: str, env: Mapping[str, str]) -> list[str] | None:
-    """The words of `command`, where starting them as a program is all that bash would do; otherwise None."""
+def plain_words(command: str) -> list[str] | None:
+    """The words of `command`, where starting them as a program is all that bash would do; otherwise None.
+
+    In an environment that `leaves_bash_alone`.
+    """
     match = _PLAIN.fullmatch(command)
     if match is None or "=" in match[1] or match[1][0] == "%":
         return None
     words = [match[1], *match[2].split()]
-    if not _is_program(words) or not _CHANGES_BASH.isdisjoint(env) or "\0BASH_FUNC_" in "\0".join(("", *env)):
-        return None
-    return words
-
-
-def _is_program(words: list[str]) -> bool:
     if words[0] == "echo":
         # A builtin, but on words without options or backslashes the program does the very same.
-        return len(words) < 2 or not words[1].startswith("-")
-    return words[0] not in _BUILTINS_AND_KEYWORDS
+        return None if len(words) > 1 and words[1].startswith("-") else words
+    return None if words[0] in _BUILTINS_AND_KEYWORDS else words
+
+
+def leaves_bash_alone(env: Mapping[str, str]) -> bool:
+    """Whether nothing in `env` makes bash do more, or something else, than its command says."""
+    return _CHANGES_BASH.isdisjoint(env) and "\0BASH_FUNC_" not in "\0".join(("", *env))

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from agentos.errors import AgentOSError
 from agentos.machine.channel import send
 from agentos.machine.jobs import BASH, check_program
-from agentos.machine.link import FIRST_NUMBER, WARM_UP
+from agentos.machine.launcher import WARM_UP
+from agentos.machine.link import FIRST_NUMBER
 from agentos.machine.plan import UIDS
 from agentos.model import VmSpec
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from agentos.errors import StdinClosed, WaitTimeout
 from agentos.machine.deadlines import Deadlines
 from agentos.machine.jobs import Program, check_key, exit_status, lost_at_start, spawn_failed
-from agentos.machine.link import ExitEvent, Launch, Link
+from agentos.machine.launcher import ExitEvent, Launch
+from agentos.machine.link import Link
 from agentos.machine.once import WrittenOnce
 from agentos.machine.output import DEFAULT_PAGE_BYTES, OutputLog, check_page
 from agentos.machine.pipes import Reader, Writer
@@ -205,7 +206,7 @@ class Process:
         self._writer = Writer(loop, in_write, limits.stdin_bytes)
         self._finished = loop.create_future()
         try:
-            await asyncio.shield(launch.settled)
+            await asyncio.shield(launch.settling())
         except BaseException:
             link.kill_soon(launch)
             self._close()

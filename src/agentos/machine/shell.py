@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from agentos.errors import ShellClosed, StdinClosed, WaitTimeout
 from agentos.linux import pty
 from agentos.machine.jobs import Program, check_key, exit_status, lost_at_start, spawn_failed
-from agentos.machine.link import ExitEvent, Launch, Link
+from agentos.machine.launcher import ExitEvent, Launch
+from agentos.machine.link import Link
 from agentos.machine.once import WrittenOnce
 from agentos.machine.output import DEFAULT_PAGE_BYTES, OutputLog, check_page
 from agentos.machine.pipes import Reader, Writer
@@ -184,10 +185,10 @@ class Shell:
         self._exited = loop.create_future()
         self._finished = loop.create_future()
         try:
-            await asyncio.shield(launch.settled)
+            await asyncio.shield(launch.settling())
         except BaseException:
             link.kill_soon(launch)
-            launch.settled.add_done_callback(lambda _: _close_master(launch))
+            launch.settling().add_done_callback(lambda _: _close_master(launch))
             raise
         master, launch.master_fd = launch.master_fd, -1
         if launch.error is not None or master < 0:

@@ -21,9 +21,10 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from agentos.linux import privileges, proc, pty, syscalls
+from agentos.linux import privileges, pty, syscalls
 from agentos.machine.channel import BlockingChannel, Message
 from agentos.machine.confinement import SLICE_NS, Confinement
+from agentos.machine.lookup import find_program, is_wasm
 from agentos.machine.reserve import Reserve
 
 WASM_RUNNER = "/opt/agentos/bin/wasm"
@@ -38,6 +39,8 @@ The host reads it when it has to kill, or when this process has gone, and is not
 """
 JOURNAL_ENTRY = struct.Struct("<QQQ")
 """Number of the job, pid (0 while it is about to start), mark."""
+_EXITED = b'{"exited":%d,"end":[%d,%d,%d],"strangers":%b,"full":%b}'
+"""The report of an end. As text, since an encoder would take longer than all else that a report needs."""
 
 
 class _Failed(Exception):
@@ -53,7 +56,7 @@ def serve(
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     if reserve is not None:
         reserve.take_ids()
-        Spawner(channel, reserve.start).run()
+        Spawner(channel, reserve.start, slice_ns=None).run()
         return
     capabilities = privileges.CAP_SYS_ADMIN
     if uid == 0 and confinement.mode != "single":
@@ -64,13 +67,9 @@ def serve(
 
 def _posix_spawn(path: str, argv: list[str], environment: dict[str, str], actions: list[Any]) -> int:
     # Signals by name: otherwise the C library asks for the disposition of each before it sets that.
-    pid = os.posix_spawn(
+    return os.posix_spawn(
         path, argv, environment, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_EVERY_SIGNAL
     )
-    nice = max(os.getpriority(os.PRIO_PROCESS, 0), 0)
-    with contextlib.suppress(OSError):  # it has ended already
-        syscalls.sched_setattr(pid, slice_ns=SLICE_NS, nice=nice, reset_on_fork=True)
-    return pid
 
 
 def end_of(status: int, usage: Any) -> list[int]:
@@ -83,11 +82,20 @@ Execute = Callable[[str, list[str], dict[str, str], list[Any]], int]
 
 
 class Spawner:
-    """The loop of a spawner. It waits for the host and for the ends of its children."""
+    """The loop of a spawner. It waits for the host and for the ends of its children.
 
-    def __init__(self, channel: BlockingChannel, execute: Execute = _posix_spawn) -> None:
+    Programs get time slices of `slice_ns`; None where `execute` sees to that.
+    """
+
+    def __init__(
+        self, channel: BlockingChannel, execute: Execute = _posix_spawn, slice_ns: int | None = SLICE_NS
+    ) -> None:
         self.channel = channel
         self.execute = execute
+        self.slice_ns = slice_ns
+        self.nice = max(os.getpriority(os.PRIO_PROCESS, 0), 0)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+        self.ends_fd = syscalls.signalfd(signal.SIGCHLD)
         self.env: dict[str, str] = {}
         """Of the latest job: the host does not send it again while it stays the same."""
         self.jobs: dict[int, int] = {}
@@ -104,23 +112,23 @@ class Spawner:
         self.marks: dict[int, int] = {}
         """Number of a job -> descriptor of its namespace. Held until the host will name that mark no more: a
         number that is free is given to the next namespace, and a late kill would hit another command."""
+        self.null_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         self.children_fd = os.open("/proc/thread-self/children", os.O_RDONLY | os.O_CLOEXEC)
 
     def run(self) -> None:
         """Serve until the channel ends; what still runs then goes to init."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
-        ends = syscalls.signalfd(signal.SIGCHLD)
+        ends_fd = self.ends_fd
         poll = select.poll()
         # Ends first: of what has ended, nobody need be told that it had started.
-        poll.register(ends, select.POLLIN)
+        poll.register(ends_fd, select.POLLIN)
         poll.register(self.channel.fileno(), select.POLLIN)
         while True:
             ready = poll.poll(SETTLE_MS if self.fresh else None)
             if not ready:
                 self.settle()
             for fd, _ in ready:
-                if fd == ends:
-                    os.read(ends, 4096)
+                if fd == ends_fd:
+                    os.read(ends_fd, 4096)
                     self.reap()
                 else:
                     for message, fds in self.channel.receive_some():
@@ -129,10 +137,12 @@ class Spawner:
     def handle(self, message: Message, fds: list[int]) -> None:
         """A job, a signal to a program of a job, or the wish to hear of the ends of orphans."""
         if "job" in message:
-            self.settle()
+            if self.fresh:
+                self.settle()
             for number in message.get("forget", ()):
                 self.forget(number)
-            self.prepare()
+            if self.mark_is_used:
+                self.prepare()
             self.start(message, fds)
         elif "signal" in message:
             pid = int(message["pid"])
@@ -140,8 +150,9 @@ class Spawner:
                 _kill(pid, int(message["signal"]), group=bool(message["group"]))
         elif "tell" in message:
             # Jobs come in order: if that one runs and nothing was said of it, then it is the latest.
-            self.settle()
-        elif self.has_strangers():
+            if self.fresh:
+                self.settle()
+        elif self.are_strangers(os.pread(self.children_fd, 65536, 0)):
             self.watched = True
         else:
             self.channel.send({"reaped": 0})
@@ -152,10 +163,10 @@ class Spawner:
         self.env = job.get("env", self.env)
         master = -1
         try:
-            if job.get("pty"):
+            if "pty" in job:
                 master, actions = _open_terminal(*job["pty"])
             else:
-                actions = _redirections(fds)
+                actions = self.redirections(fds)
             # Before it can do anything, such as kill this process: no job is ever started a second time.
             self.note(number, 0)
             pid = _spawn(job, self.env, actions, self.execute)
@@ -166,15 +177,30 @@ class Spawner:
             self.jobs[pid] = number
             self.fresh = pid
             self.untold = number
-            if job.get("quiet"):
-                self.note(number, pid)
-            else:
-                self.tell([master] if master >= 0 else ())
             self.marks[number] = self.mark_fd
             self.mark_is_used = True
+            # Before its end is told: whoever reads the other ends then is to find no writer here.
+            while fds:
+                os.close(fds.pop())
+            if "quiet" not in job:
+                self.tell([master] if master >= 0 else ())
+                self.set_slice(pid)
+                return
+            # This process stood still until the child, mostly on the same CPU, had executed the program: a short one
+            # has ended by now, and what follows would only hold its report up.
+            self.reap_early()
+            if pid in self.jobs:
+                self.note(number, pid)
+                self.set_slice(pid)
         finally:
             for fd in (*fds, *([master] if master >= 0 else ())):
                 os.close(fd)
+
+    def redirections(self, fds: list[int]) -> list[Any]:
+        """stdin (or nothing), stdout and stderr. Every other descriptor here is close-on-exec."""
+        stdin = self.null_fd if len(fds) == 2 else fds[0]
+        dup2 = os.POSIX_SPAWN_DUP2
+        return [(dup2, stdin, 0), (dup2, fds[-2], 1), (dup2, fds[-1], 2)]
 
     def tell(self, fds: Sequence[int] = ()) -> None:
         """Tell the host of the latest program, where that was not done yet."""
@@ -185,19 +211,17 @@ class Spawner:
 
     def settle(self) -> None:
         """The latest program goes on running: do what would have delayed its start."""
-        if not self.fresh:
-            return
         self.tell()
         self.fresh = 0
         os.chdir("/")
         # Now, since nothing waits for it: the next job may come while these run.
-        self.prepare()
+        if self.mark_is_used:
+            self.prepare()
 
     def prepare(self) -> None:
-        """Have a mark for the next job, which no process carries yet."""
-        if self.mark_is_used:
-            self.mark, self.mark_fd = _new_mark()
-            self.mark_is_used = False
+        """Take a mark for the next job that no process carries yet."""
+        self.mark, self.mark_fd = _new_mark()
+        self.mark_is_used = False
 
     def note(self, number: int, pid: int) -> None:
         """Write an entry of the journal."""
@@ -221,28 +245,49 @@ class Spawner:
         elif mark_fd >= 0:
             os.close(mark_fd)
 
+    def set_slice(self, pid: int) -> None:
+        """Have a program that goes on running take turns with all others often."""
+        if self.slice_ns is not None:
+            with contextlib.suppress(OSError):  # it has ended already
+                syscalls.sched_setattr(pid, slice_ns=self.slice_ns, nice=self.nice, reset_on_fork=True)
+
     def reap(self) -> None:
-        """Collect every child that ended, and report those that a job began."""
-        ended = []
-        childless = False
-        while True:
+        """Collect every child that has ended, and report those that a job began."""
+        try:
+            self.collect(os.wait4(-1, os.WNOHANG))
+        except ChildProcessError:
+            return  # told of before
+
+    def reap_early(self) -> None:
+        """As `reap`, right after a child was started, and before the loop is told."""
+        one = os.wait4(-1, os.WNOHANG)
+        if one[0]:
+            # The signals so far need not wake the loop, since all who sent them are collected after this.
             try:
-                pid, status, usage = os.wait4(-1, os.WNOHANG)
-            except ChildProcessError:
-                childless = True
+                os.read(self.ends_fd, 4096)
+            except BlockingIOError:
+                pass
+            self.collect(one)
+
+    def collect(self, one: tuple[int, int, Any]) -> None:
+        """Report `one`, as wait4(2) gives it, and all others that have ended. No effect where it is nobody."""
+        ended = []
+        others = b""
+        while one[0]:
+            ended.append((self.jobs.pop(one[0], None), *one))
+            others = os.pread(self.children_fd, 65536, 0)
+            if not others:
                 break
-            if pid == 0:
-                break
-            ended.append((self.jobs.pop(pid, None), pid, status, usage))
+            one = os.wait4(-1, os.WNOHANG)
         for number, pid, status, usage in ended:
             if number is not None:
-                strangers = not childless and self.has_strangers()
-                self.report(number, pid, end_of(status, usage), strangers=strangers)
+                strangers = bool(others) and self.are_strangers(others)
+                self.report(number, pid, status, usage, strangers=strangers)
             elif self.watched:
                 self.watched = False
                 self.channel.send({"reaped": pid})
 
-    def report(self, number: int, pid: int, end: list[int], *, strangers: bool) -> None:
+    def report(self, number: int, pid: int, status: int, usage: Any, *, strangers: bool) -> None:
         """Tell the host that a job's program has ended, and whether there is anything that may be of its lineage."""
         if pid == self.fresh:
             if strangers:
@@ -252,23 +297,21 @@ class Spawner:
             self.untold = -1
         if not strangers:
             self.bare = number
-        message: Message = {"exited": number, "end": end, "strangers": strangers}
-        if full := full_disk():
-            message["full"] = full
-        self.channel.send(message)
+        said = (number, *end_of(status, usage), b"true" if strangers else b"false", full_disk())
+        self.channel.send_body(_EXITED % said)
 
-    def has_strangers(self) -> bool:
-        """Whether there is a child that no job began: whoever outlived its parent."""
-        listed = os.pread(self.children_fd, 65536, 0).split()
-        return len(listed) > len(self.jobs) or any(int(pid) not in self.jobs for pid in listed)
+    def are_strangers(self, children: bytes) -> bool:
+        """Whether one of these is none that a job began: whoever outlived its parent."""
+        pids = children.split()
+        return len(pids) > len(self.jobs) or any(int(pid) not in self.jobs for pid in pids)
 
 
-def full_disk() -> str:
-    """The limit that the VM's files have come to, by the kernel's count; empty where there is room."""
+def full_disk() -> bytes:
+    """The limit that the VM's files have come to, by the kernel's count, as JSON; null where there is room."""
     counts = os.statvfs("/")
     if counts.f_bavail == 0:
-        return "disk_bytes"
-    return "disk_files" if counts.f_files and counts.f_favail == 0 else ""
+        return b'"disk_bytes"'
+    return b'"disk_files"' if counts.f_files and counts.f_favail == 0 else b"null"
 
 
 def _kill(pid: int, number: int, *, group: bool) -> None:
@@ -293,7 +336,7 @@ def _spawn(job: Message, environment: dict[str, str], actions: list[Any], execut
     except OSError as error:
         raise _Failed("chdir", error) from error
     try:
-        path = job["path"] or _find_program(argv[0], environment.get("PATH", os.defpath))
+        path = job["path"] or find_program(argv[0], environment.get("PATH", os.defpath))
         if job["as_bash"]:
             environment = {**environment, "PWD": os.getcwd(), "SHLVL": "0", "_": path}
         return _spawn_path(path, argv, environment, actions, execute, as_bash=job["as_bash"])
@@ -314,19 +357,10 @@ def _spawn_path(
         return execute(path, argv, environment, actions)
     except OSError as error:
         # ENOEXEC: this kernel hands no .wasm to the runner by itself; EACCES: the module lacks the execute bit.
-        if as_bash or error.errno not in (_ENOEXEC, _EACCES) or not _is_wasm(path):
+        if as_bash or error.errno not in (_ENOEXEC, _EACCES) or not is_wasm(path):
             raise  # in bash's place: bash is to say what it makes of that
         runner = [WASM_RUNNER, path, *argv[1:]]
         return execute(WASM_RUNNER, runner, environment, actions)
-
-
-def _redirections(fds: list[int]) -> list[Any]:
-    """stdin (or nothing), stdout and stderr. Every other descriptor here is close-on-exec."""
-    if len(fds) == 2:
-        stdin: tuple[Any, ...] = (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)
-    else:
-        stdin = (os.POSIX_SPAWN_DUP2, fds[0], 0)
-    return [stdin, (os.POSIX_SPAWN_DUP2, fds[-2], 1), (os.POSIX_SPAWN_DUP2, fds[-1], 2)]
 
 
 def _open_terminal(rows: int, cols: int) -> tuple[int, list[Any]]:
@@ -342,28 +376,3 @@ def _open_terminal(rows: int, cols: int) -> tuple[int, list[Any]]:
     except OSError as error:
         raise _Failed("pty", error) from error
     return master, [slave, (os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)]
-
-
-def _find_program(name: str, path: str) -> str:
-    if "/" in name:
-        return name
-    directories = path.split(":")
-    for directory in directories:
-        candidate = f"{directory or '.'}/{name}"
-        # First what raises no exception where there is nothing: that takes longer than the call.
-        if os.access(candidate, os.X_OK) and os.path.isfile(candidate):
-            return candidate
-    if name.endswith(".wasm") and os.path.isfile(name):
-        return f"./{name}"
-    raise (
-        PermissionError(_EACCES, "Permission denied", name)
-        if any(os.path.isfile(f"{directory or '.'}/{name}") for directory in directories)
-        else FileNotFoundError(2, "No such file", name)
-    )
-
-
-def _is_wasm(path: str) -> bool:
-    try:
-        return proc.read_small(path, 4) == b"\0asm"
-    except OSError:
-        return False

@@ -5,19 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from agentos.errors import InvalidRequest, LimitExceeded, SpawnFailed
 from agentos.machine.execution import ExecOptions, Execution
 from agentos.machine.jobs import Program, check_program, program_of
-from agentos.machine.plainwords import plain_words
+from agentos.machine.plainwords import leaves_bash_alone, plain_words
 from agentos.machine.verbs.parts import VmParts
 from agentos.model import ExecResult, Limits, check_count, check_data, check_seconds, check_text
+
+_USUAL = (None, None, None, None, None, "utf8", "drain")
+"""The options that most calls have."""
 
 
 class ExecVerbs(VmParts):
     """What runs to its end before the call returns."""
 
     _shell: str
+    _usual: ExecOptions | None = None
 
     async def exec(
         self,
@@ -43,21 +48,23 @@ class ExecVerbs(VmParts):
         empty unless given. A command that bash can not find has exit code 127.
         """
         check_text("command", command)
-        shell = self._shell
+        options = self._exec_options(
+            stdin, timeout, idle_timeout, cpu_timeout, max_output_bytes, encoding, on_leader_exit
+        )  # fmt: skip
+        words = plain_words(command)
+        if words is not None:
+            program = program_of(self.spec, words, None, cwd=cwd, env=env, user=user, as_bash=True)
+            # What is always in the environment does.
+            if (env is None and not self.spec.env) or leaves_bash_alone(program.env):
+                try:
+                    return await self._execute(program, options)
+                except SpawnFailed as error:
+                    if error.details.get("step") != "exec":
+                        raise
         # A command may look like an option of the shell.
         options_end = ["--"] if command.startswith(("-", "+")) else []
-        argv = [os.path.basename(shell), "-c", *options_end, command]
-        program = program_of(self.spec, argv, shell, cwd=cwd, env=env, user=user)
-        options = _options(
-            self.spec.limits, stdin, timeout, idle_timeout, cpu_timeout, max_output_bytes, encoding, on_leader_exit
-        )  # fmt: skip
-        words = plain_words(command, program.env)
-        if words is not None:
-            try:
-                return await self._execute(program.in_place_of_bash(words), options)
-            except SpawnFailed as error:
-                if error.details.get("step") != "exec":
-                    raise
+        argv = [os.path.basename(self._shell), "-c", *options_end, command]
+        program = program_of(self.spec, argv, self._shell, cwd=cwd, env=env, user=user)
         return await self._execute(program, options)
 
     async def exec_file(
@@ -81,22 +88,27 @@ class ExecVerbs(VmParts):
         Raises SpawnFailed when there is no such program.
         """
         program = check_program(self.spec, command, args, cwd=cwd, env=env, user=user)
-        options = _options(
-            self.spec.limits, stdin, timeout, idle_timeout, cpu_timeout, max_output_bytes, encoding, on_leader_exit
+        options = self._exec_options(
+            stdin, timeout, idle_timeout, cpu_timeout, max_output_bytes, encoding, on_leader_exit
         )  # fmt: skip
         return await self._execute(program, options)
 
+    def _exec_options(self, *given: Any) -> ExecOptions:
+        if given != _USUAL:
+            return _options(self.spec.limits, *given)
+        if self._usual is None:
+            self._usual = _options(self.spec.limits, *given)
+        return self._usual
+
     async def _execute(self, program: Program, options: ExecOptions) -> ExecResult:
-        self._check_running()
-        starts = self._starts
+        link, starts = self._link, self._starts
+        if link is None or link.ended.done():
+            raise self.link.stopped_error()
         kills = starts.disk_kills
+        execution = Execution(link, program, options, starts.oom_kills, self.keep_draining)
         starts.begin()
         try:
-            result = await starts.insist(
-                lambda reserve: Execution(self.link, options, starts.oom_kills, reserve=reserve).run(
-                    program, keep=self.keep_draining
-                )
-            )
+            result = await starts.insist(execution.run)
         finally:
             starts.end()
         if result.signal == "SIGKILL" and result.reason == "signaled" and starts.disk_kills > kills:
@@ -124,13 +136,11 @@ def _options(
         most = check_count("max_output_bytes", max_output_bytes)
         if most > limits.output_bytes:
             raise LimitExceeded.of("output_bytes", most, limits.output_bytes)
-    return ExecOptions(
-        stdin=None if stdin is None else check_data("stdin", stdin),
-        timeout=check_seconds("timeout", timeout),
-        idle_timeout=check_seconds("idle_timeout", idle_timeout),
-        cpu_timeout=check_seconds("cpu_timeout", cpu_timeout),
-        max_output_bytes=most,
-        runaway_bytes=limits.runaway_bytes,
-        encoding=encoding,
-        on_leader_exit=on_leader_exit,
-    )
+    wall = idle = cpu = None
+    timed = timeout is not None or idle_timeout is not None or cpu_timeout is not None
+    if timed:
+        wall = check_seconds("timeout", timeout)
+        idle = check_seconds("idle_timeout", idle_timeout)
+        cpu = check_seconds("cpu_timeout", cpu_timeout)
+    given = None if stdin is None else check_data("stdin", stdin)
+    return ExecOptions(given, timed, wall, idle, cpu, most, limits.runaway_bytes, encoding, on_leader_exit)
