@@ -251,6 +251,14 @@ ACTIONS: Final[tuple[Action, ...]] = (
     _file("readFiles", "read_files", [_need("paths", kinds.PATHS)], (), results.CONTENTS),
     _file("writeFiles", "write_files", [_need("files", kinds.FILES)], (), results.WRITTEN),
     _file("stat", "stat", [_PATH], (), results.STAT),
+    _file("setStat", "set_stat", [_PATH], [_MODE, Param("mtime", kinds.MOMENT)], results.NONE),
+    _file(
+        "symlink",
+        "symlink",
+        [_need("target", kinds.PATH), _PATH],
+        [Param("overwrite", kinds.FLAG)],
+        results.NONE,
+    ),
     _file(
         "mkdir",
         "mkdir",

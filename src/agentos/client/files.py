@@ -172,6 +172,21 @@ class RemoteFiles:
         result: FileStat = await self._ask("stat", path=path)
         return result
 
+    async def set_stat(self, path: str, *, mode: int | None = None, mtime: float | None = None) -> None:
+        """Set permission bits, and when the content changed (seconds since the epoch); None leaves it as it is.
+
+        Symlinks are followed, as by chmod(1) and touch(1).
+        """
+        await self._ask("set_stat", path=path, mode=mode, mtime=mtime)
+
+    async def symlink(self, target: str, path: str, *, overwrite: bool = False) -> None:
+        """Make `path` a symlink to `target`, a text that is kept as it is: nothing need be there.
+
+        FileExists where something is at `path`; with `overwrite` it takes the place of what is there, unless that
+        is a directory (IsDirectory).
+        """
+        await self._ask("symlink", target=target, path=path, overwrite=overwrite)
+
     async def exists(self, path: str) -> bool:
         """Whether something is at `path`, symlinks followed: False for a dangling one, as in Node."""
         result: bool = await self._ask("exists", path=path)

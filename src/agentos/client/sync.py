@@ -132,6 +132,21 @@ class RemoteFiles(Twin[AsyncRemoteFiles]):
         """What is at `path`, symlinks not followed: `target` says where it points. `mode`: permissions."""
         return run(self._async.stat(path))
 
+    def set_stat(self, path: str, *, mode: int | None = None, mtime: float | None = None) -> None:
+        """Set permission bits, and when the content changed (seconds since the epoch); None leaves it as it is.
+
+        Symlinks are followed, as by chmod(1) and touch(1).
+        """
+        run(self._async.set_stat(path, mode=mode, mtime=mtime))
+
+    def symlink(self, target: str, path: str, *, overwrite: bool = False) -> None:
+        """Make `path` a symlink to `target`, a text that is kept as it is: nothing need be there.
+
+        FileExists where something is at `path`; with `overwrite` it takes the place of what is there, unless that
+        is a directory (IsDirectory).
+        """
+        run(self._async.symlink(target, path, overwrite=overwrite))
+
     def exists(self, path: str) -> bool:
         """Whether something is at `path`, symlinks followed: False for a dangling one, as in Node."""
         return run(self._async.exists(path))

@@ -29,6 +29,7 @@ from agentos.machine.filevalues import (
     dir_entry,
     file_stat,
     in_order,
+    nanoseconds,
     nothing,
     path_of,
     understand,
@@ -43,6 +44,7 @@ from agentos.model import (
     Limits,
     check_count,
     check_flag,
+    check_moment,
     check_text,
 )
 
@@ -201,6 +203,28 @@ class Files:
         """What is at `path`, symlinks not followed: `target` says where it points. `mode`: permissions."""
         path = self._path("path", path)
         return await self._call({"op": "stat", "path": path}, lambda reply: file_stat(path, reply))
+
+    async def set_stat(self, path: str, *, mode: int | None = None, mtime: float | None = None) -> None:
+        """Set permission bits, and when the content changed (seconds since the epoch); None leaves it as it is.
+
+        Symlinks are followed, as by chmod(1) and touch(1).
+        """
+        if mode is not None:
+            check_count("mode", mode, most=0o7777)
+        modified = nanoseconds(check_moment("mtime", mtime))
+        request = {"op": "set_stat", "path": self._path("path", path), "mode": mode, "mtime_ns": modified}
+        await self._call(request, nothing)
+
+    async def symlink(self, target: str, path: str, *, overwrite: bool = False) -> None:
+        """Make `path` a symlink to `target`, a text that is kept as it is: nothing need be there.
+
+        FileExists where something is at `path`; with `overwrite` it takes the place of what is there, unless that
+        is a directory (IsDirectory).
+        """
+        request: dict[str, Any] = {"op": "symlink", "to": check_text("target", target, empty=False)}
+        request |= {"path": self._path("path", path), "overwrite": check_flag("overwrite", overwrite)}
+        self._check_room(path)
+        await self._call(request, nothing)
 
     async def exists(self, path: str) -> bool:
         """Whether something is at `path`, symlinks followed: False for a dangling one, as in Node."""

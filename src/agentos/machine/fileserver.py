@@ -35,6 +35,7 @@ from agentos.machine.filetree import (
     move,
     open_regular,
     remove_tree,
+    temporary_name,
 )
 
 REQUEST, DATA, END, ABORT, PAGE, REPLY = b"QDEXPR"
@@ -198,6 +199,30 @@ def _mkdir(link: _Link, request: Request) -> Reply:
     return {}
 
 
+def _symlink(link: _Link, request: Request) -> Reply:
+    path = request["path"].rstrip("/") or "/"
+    if not request["overwrite"]:
+        os.symlink(request["to"], path)
+        return {}
+    beside = f"{os.path.dirname(path)}/{temporary_name()}"
+    os.symlink(request["to"], beside)
+    try:
+        os.rename(beside, path)
+    except OSError:
+        os.unlink(beside)
+        raise
+    return {}
+
+
+def _set_stat(link: _Link, request: Request) -> Reply:
+    path, mode, modified = request["path"], request["mode"], request["mtime_ns"]
+    if mode is not None:
+        os.chmod(path, mode)
+    if modified is not None:
+        os.utime(path, ns=(os.stat(path).st_atime_ns, modified))
+    return {}
+
+
 def _stat(link: _Link, request: Request) -> Reply:
     found = os.lstat(request["path"])
     reply = {name: getattr(found, f"st_{name}") for name in ("size", "uid", "gid", "mtime_ns")}
@@ -283,7 +308,9 @@ def _delete(link: _Link, request: Request) -> Reply:
 _OPERATIONS: dict[str, Callable[[_Link, Request], Reply | None]] = {
     "read": _read,
     "write": _write,
+    "symlink": _symlink,
     "stat": _stat,
+    "set_stat": _set_stat,
     "exists": _exists,
     "mkdir": _mkdir,
     "list": _list,

@@ -90,6 +90,11 @@ def as_bytes(name: str, data: object, *, text: bool = True) -> bytes:
         raise InvalidRequest.argument(name, data, "text that UTF-8 can hold") from None
 
 
+def nanoseconds(moment: float | None) -> int | None:
+    """`moment`, in seconds. Second and fraction apart: both together in nanoseconds are more than a float holds."""
+    return None if moment is None else int(moment) * 10**9 + round(moment % 1 * 10**9)
+
+
 def checked_count(value: object, least: int = 0, most: int = 2**63 - 1) -> int:
     """A whole number within bounds, from a worker."""
     if type(value) is not int or not least <= value <= most:

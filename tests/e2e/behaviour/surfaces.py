@@ -89,6 +89,8 @@ VERBS = {
     "read_files": _file("readFiles", "paths"),
     "write_files": _file("writeFiles", "files"),
     "stat": _file("stat", "path"),
+    "set_stat": _file("setStat", "path"),
+    "symlink": _file("symlink", "target", "path"),
     "mkdir": _file("mkdir", "path"),
     "readdir": _file("readdir", "path"),
     "readdir_entries": _file("readdirEntries", "path"),
@@ -106,7 +108,7 @@ REMOTE = {
 }
 """Those that only a server's VM has: an embedded one has `connect` and `close`."""
 
-_MILLISECONDS = {"timeout", "idle_timeout", "cpu_timeout", "wait", "kill_after", "expires_in"}
+_MILLISECONDS = {"timeout", "idle_timeout", "cpu_timeout", "wait", "kill_after", "expires_in", "mtime"}
 _TIMES = {"startTime", "exitTime", "mtime", "expiresAt"}
 
 Body = Callable[[Any], Any]

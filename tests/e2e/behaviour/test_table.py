@@ -67,6 +67,12 @@ async def every_file_verb(vm: Surface) -> None:
     read = await vm.read_files(["notes/b", "notes/c"])
     assert [(one.path, one.content) for one in read] == [("notes/b", b"b"), ("notes/c", b"c")]
     assert (await vm.stat("notes/a")).size == 2
+    await vm.set_stat("notes/b", mode=0o640, mtime=1234567890.5)
+    about = await vm.stat("notes/b")
+    assert (about.mode, about.mtime) == (0o640, 1234567890.5)
+    await vm.symlink("../elsewhere", "notes/link")
+    assert (await vm.stat("notes/link")).target == "../elsewhere"
+    await vm.delete_file("notes/link")
     assert await vm.readdir("notes") == ["a", "b", "c", "deep"]
     entries = await vm.readdir_entries("notes")
     assert [(one.name, one.type) for one in entries] == [

@@ -681,6 +681,56 @@ class TestDirectories:
 
         run(home, scenario)
 
+    def test_set_stat(self, home: Path) -> None:
+        """Permissions and the time of the content, each by itself; of what a symlink points to."""
+        (home / "f").write_bytes(b"x")
+        os.utime(home / "f", ns=(1_400_000_000_000_000_000, 0))
+        (home / "dir").mkdir()
+        (home / "link").symlink_to("f")
+
+        async def scenario(files: Files) -> None:
+            await files.set_stat("f", mode=0o640)
+            assert ((await files.stat("f")).mode, (await files.stat("f")).mtime) == (0o640, 0.0)
+            await files.set_stat("link", mtime=1_500_000_000.25)
+            assert ((await files.stat("f")).mode, (await files.stat("f")).mtime) == (0o640, 1_500_000_000.25)
+            assert os.stat(home / "f").st_atime_ns == 1_400_000_000_000_000_000
+            await files.set_stat("dir", mode=0o500, mtime=1)
+            assert ((await files.stat("dir")).mode, (await files.stat("dir")).mtime) == (0o500, 1.0)
+            await files.set_stat("dir")
+            with pytest.raises(FileMissing):
+                await files.set_stat("nope", mode=0o600)
+            for wrong in ({"mode": 0o10000}, {"mode": True}, {"mtime": -1}, {"mtime": "1"}):
+                with pytest.raises(InvalidRequest, match=r"^m(ode|time):"):
+                    await files.set_stat("f", **wrong)  # type: ignore[arg-type]
+
+        run(home, scenario)
+
+    def test_symlink(self, home: Path) -> None:
+        """It says what it was given; what is there stays, or is replaced as a whole, but no directory."""
+        (home / "f").write_bytes(b"x")
+        (home / "dir").mkdir()
+
+        async def scenario(files: Files) -> None:
+            for there in ("f", "dir"):
+                with pytest.raises(FileExists):
+                    await files.symlink("to", there)
+            with pytest.raises(IsDirectory):
+                await files.symlink("to", "dir", overwrite=True)
+            for target in ("/etc/passwd", "../größe", " -x\n"):
+                await files.symlink(target, "f", overwrite=True)
+                assert os.readlink(home / "f") == target
+            await files.symlink("nothing", "dir/new")
+            assert sorted(await files.readdir(".")) == ["dir", "f"]
+            assert await files.readdir("dir") == ["new"]
+            with pytest.raises(FileMissing):
+                await files.symlink("to", "no/such")
+            with pytest.raises(FileError):
+                await files.symlink("x" * 5000, "long")
+            with pytest.raises(InvalidRequest, match=r"^target:"):
+                await files.symlink("", "empty")
+
+        run(home, scenario)
+
     def test_exists(self, home: Path) -> None:
         """exists follows symlinks."""
         (home / "f").touch()
