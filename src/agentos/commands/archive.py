@@ -7,9 +7,10 @@ import posixpath
 import sys
 import tarfile
 from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING, BinaryIO, Final, cast
+from typing import IO, TYPE_CHECKING, BinaryIO, Final, NamedTuple, cast
 
-from agentos.errors import FileError, InvalidRequest
+from agentos.commands.moments import settable
+from agentos.errors import FileDenied, FileError, InvalidRequest
 from agentos.printing import printable
 
 if TYPE_CHECKING:
@@ -20,29 +21,53 @@ _PIECE: Final = 1024 * 1024
 
 def unpack(files: RemoteFiles, source: BinaryIO, target: str) -> None:
     """What the tar stream `source` holds, into the directory `target` of the VM. Compressed ones are understood."""
+    last = _Last([], [])
     try:
         with tarfile.open(fileobj=source, mode="r|*") as archive:
             for member in archive:
-                _member_in(files, archive, member, target)
+                _member_in(files, archive, member, target, last)
     except tarfile.TarError as error:
         raise InvalidRequest(
             f"stdin is no whole tar archive: {error}", remedy="name a file to write"
         ) from None
+    for path, member in last.links:
+        files.symlink(member.linkname, path, overwrite=True)
+    for path, member in reversed(last.directories):
+        keep_stat(files, path, member.mtime, member.mode)
 
 
-def _member_in(files: RemoteFiles, archive: tarfile.TarFile, member: tarfile.TarInfo, target: str) -> None:
+class _Last(NamedTuple):
+    """What is done when all else is there: so nothing is written through a link, and a mode forbids nothing."""
+
+    links: list[tuple[str, tarfile.TarInfo]]
+    directories: list[tuple[str, tarfile.TarInfo]]
+
+
+def _member_in(
+    files: RemoteFiles,
+    archive: tarfile.TarFile,
+    member: tarfile.TarInfo,
+    target: str,
+    last: _Last,
+) -> None:
     parts = [one for one in member.name.split("/") if one not in ("", ".")]
     if ".." in parts:
         raise FileError(f"the archive has what is not below its directory: {member.name}", path=member.name)
     path = posixpath.join(target, *parts)
     if member.isdir():
         files.mkdir(path)
+        if parts:  # the target itself was there before
+            last.directories.append((path, member))
+        return
+    if member.issym():
+        last.links.append((path, member))
         return
     content = archive.extractfile(member) if member.isfile() else None
     if content is None:
         left_out(member.name)
         return
     files.write_file_stream(path, _pieces(content), mode=member.mode & 0o777)
+    keep_stat(files, path, member.mtime)
 
 
 def _pieces(file: IO[bytes]) -> Iterator[bytes]:
@@ -58,11 +83,15 @@ def pack(files: RemoteFiles, source: str, target: BinaryIO) -> None:
         archive.addfile(_info(root, top.mode, top.mtime, tarfile.DIRTYPE))
         for entry in files.readdir_recursive(source):
             name = root + entry.path.removeprefix(top.path.rstrip("/"))
-            found = files.stat(entry.path) if entry.type in ("directory", "file") else None
-            if found is None:
-                left_out(entry.path)
-            elif found.type == "directory":
+            found = files.stat(entry.path)
+            if found.type == "directory":
                 archive.addfile(_info(name, found.mode, found.mtime, tarfile.DIRTYPE))
+            elif found.type == "symlink" and found.target:
+                info = _info(name, found.mode, found.mtime, tarfile.SYMTYPE)
+                info.linkname = found.target
+                archive.addfile(info)
+            elif found.type != "file":
+                left_out(entry.path)
             else:
                 info = _info(name, found.mode, found.mtime, tarfile.REGTYPE)
                 info.size = found.size
@@ -72,7 +101,7 @@ def pack(files: RemoteFiles, source: str, target: BinaryIO) -> None:
 
 def _info(name: str, mode: int, modified: float, kind: bytes) -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
-    info.mode, info.mtime, info.type = mode & 0o777, modified, kind
+    info.mode, info.mtime, info.type = mode & 0o777, settable(modified), kind
     return info
 
 
@@ -98,6 +127,14 @@ class _Exactly(io.RawIOBase):
         self._held = self._held[count:]
         self._left -= count
         return count
+
+
+def keep_stat(files: RemoteFiles, path: str, modified: float, mode: int | None = None) -> None:
+    """Give what was copied to `path` in the VM its time, and its mode; say so where it is another user's."""
+    try:
+        files.set_stat(path, mtime=settable(modified), mode=None if mode is None else mode & 0o777)
+    except FileDenied:
+        print(f"agentos: another user's, mode and time are left: {printable(path)}", file=sys.stderr)
 
 
 def left_out(path: str) -> None:

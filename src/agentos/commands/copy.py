@@ -8,11 +8,13 @@ import os
 import posixpath
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from agentos.commands.archive import left_out, pack, unpack
+from agentos.commands.archive import keep_stat, left_out, pack, unpack
 from agentos.commands.localtree import LocalTree
+from agentos.commands.moments import settable
 from agentos.commands.remote import add_vm_options, import_client
 from agentos.errors import AgentOSError, FileError, InvalidRequest
 from agentos.printing import printable
@@ -20,8 +22,11 @@ from agentos.wire.keys import deserialize_key
 
 if TYPE_CHECKING:
     from agentos.client.sync import RemoteFiles
+    from agentos.model import FileStat
 
 _PIECE: Final = 1024 * 1024
+_MOST_LINKS: Final = 40
+"""As many as the kernel follows."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -30,7 +35,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "cp", help="copy files into a VM and out of it",
         description="Copy a file, or a directory with all in it. One of the two is KEY:PATH; the other a path here, "
         "or - for stdin or stdout: a file's bytes, or of a directory a tar archive. DIR/. is what is in a directory. "
-        "Links to files are copied as files. A path here that has a colon is written ./a:b.",
+        "Modes and times go with it. Symbolic links stay links, but SRC itself is what it leads to. A path here that "
+        "has a colon is written ./a:b.",
     )  # fmt: skip
     add_vm_options(parser)
     parser.add_argument("source", metavar="SRC")
@@ -88,27 +94,37 @@ def _copy_in(files: RemoteFiles, source: str, target: str) -> None:
     if not os.path.isdir(source):
         _file_in(files, source, target)
         return
+    made: list[tuple[str, os.stat_result]] = []
+    # A directory that was there before, and into which others are copied, stays as it was.
+    if not (name in (".", "..") and _is_directory(files, target)):
+        made.append((target, os.stat(source)))
     files.mkdir(target)
     for directory, names, contents in os.walk(source):
         inside = os.path.relpath(directory, source)
         base = target if inside == "." else posixpath.join(target, *inside.split(os.sep))
-        for name in sorted(names):
-            if os.path.islink(os.path.join(directory, name)):
-                left_out(os.path.join(directory, name))
-            else:
-                files.mkdir(posixpath.join(base, name))
-        for name in sorted(contents):
-            path = os.path.join(directory, name)
-            if os.path.isfile(path):
-                _file_in(files, path, posixpath.join(base, name))
+        for name in sorted([*names, *contents]):
+            path, there = os.path.join(directory, name), posixpath.join(base, name)
+            found = os.lstat(path)
+            if stat.S_ISLNK(found.st_mode):
+                files.symlink(os.readlink(path), there, overwrite=True)
+            elif stat.S_ISDIR(found.st_mode):
+                files.mkdir(there)
+                made.append((there, found))
+            elif stat.S_ISREG(found.st_mode):
+                _file_in(files, path, there, os.O_NOFOLLOW)
             else:
                 left_out(path)
+    for there, found in reversed(
+        made
+    ):  # when all in it is there, as that changes its time, and its mode may forbid it
+        keep_stat(files, there, found.st_mtime, found.st_mode)
 
 
-def _file_in(files: RemoteFiles, source: str, target: str) -> None:
-    with open(source, "rb") as file:
-        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o777
-        files.write_file_stream(target, _pieces(file), mode=mode)
+def _file_in(files: RemoteFiles, source: str, target: str, flags: int = 0) -> None:
+    with open(source, "rb", opener=lambda path, given: os.open(path, given | flags)) as file:
+        found = os.fstat(file.fileno())
+        files.write_file_stream(target, _pieces(file), mode=found.st_mode & 0o777)
+        keep_stat(files, target, found.st_mtime)
 
 
 def _pieces(file: BinaryIO) -> Iterator[bytes]:
@@ -144,18 +160,28 @@ def _copy_out(files: RemoteFiles, source: str, target: str) -> None:
         create = functools.partial(tree.open, below) if below else functools.partial(_create, target)
         _file_out(files, source, create)
         return
+    made: list[tuple[list[str], FileStat]] = []
+    if below or not into:
+        made.append((below, files.stat(source.rstrip("/") + "/.")))
     os.makedirs(target, exist_ok=True)
     tree.mkdir(below)
     entries = files.readdir_recursive(source)
     top = (files.stat(source)).path
     for entry in entries:
         parts = [*below, *_parts_below(top, entry.path)]
-        if entry.type == "directory":
-            tree.mkdir(parts)
-        elif entry.type == "file":
+        if entry.type == "file":
             _file_out(files, entry.path, functools.partial(tree.open, parts))
+            continue
+        found = files.stat(entry.path)
+        if found.type == "directory":
+            tree.mkdir(parts)
+            made.append((parts, found))
+        elif found.type == "symlink" and found.target:
+            tree.symlink(parts, found.target, settable(found.mtime))
         else:
             left_out(entry.path)
+    for parts, found in reversed(made):
+        tree.finish(parts, found.mode & 0o777, settable(found.mtime))
 
 
 def _create(path: str) -> int:
@@ -171,11 +197,23 @@ def _parts_below(top: str, path: str) -> list[str]:
 
 
 def _file_out(files: RemoteFiles, source: str, create: Callable[[], int]) -> None:
-    mode = (files.stat(source)).mode & 0o777
+    found = _followed(files, source)
     pieces = files.read_file_stream(source)
     first = next(pieces, b"")  # before anything here is touched
     with open(create(), "wb") as file:
         file.write(first)
         for piece in pieces:
             file.write(piece)
-        os.fchmod(file.fileno(), mode)
+        file.flush()  # what is written later would change the time
+        os.fchmod(file.fileno(), found.mode & 0o777)
+        os.utime(file.fileno(), (time.time(), settable(found.mtime)))
+
+
+def _followed(files: RemoteFiles, path: str) -> FileStat:
+    """What is at `path`, or where the symbolic link there leads to in the end."""
+    for _ in range(_MOST_LINKS):
+        found = files.stat(path)
+        if found.type != "symlink" or not found.target:
+            break
+        path = posixpath.join(posixpath.dirname(path), found.target)
+    return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import time
 from collections.abc import Iterator, Sequence
 
 from agentos.errors import FileError
@@ -33,6 +34,25 @@ class LocalTree:
                 return os.open(parts[-1], flags, 0o666, dir_fd=parent)
             except OSError as error:
                 raise self._told(error, parent, parts) from None
+
+    def symlink(self, parts: Sequence[str], target: str, modified: float) -> None:
+        """A symbolic link `parts` below it to `target`, in the place of what is there, unless that is a directory."""
+        with self._directory(parts[:-1]) as parent:
+            try:
+                try:
+                    os.symlink(target, parts[-1], dir_fd=parent)
+                except FileExistsError:
+                    os.unlink(parts[-1], dir_fd=parent)
+                    os.symlink(target, parts[-1], dir_fd=parent)
+                os.utime(parts[-1], (time.time(), modified), dir_fd=parent, follow_symlinks=False)
+            except OSError as error:
+                raise self._told(error, parent, parts) from None
+
+    def finish(self, parts: Sequence[str], mode: int, modified: float) -> None:
+        """Give the directory `parts` below it its permissions and time, when all in it is there."""
+        with self._directory(parts) as directory:
+            os.fchmod(directory, mode)
+            os.utime(directory, (time.time(), modified))
 
     @contextlib.contextmanager
     def _directory(self, parts: Sequence[str]) -> Iterator[int]:

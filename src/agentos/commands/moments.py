@@ -20,6 +20,7 @@ _UNITS: Final = {
     "m": 60.0,
     "h": 3600.0,
 }
+_LATEST: Final = 1e11
 _PART: Final = r"(\d+\.?\d*|\.\d+)(ns|us|\u00b5s|\u03bcs|ms|s|m|h)"
 _WANTED: Final = (
     "a duration such as 10m or 1h30m, a time such as 2026-11-24T17:00:00Z, or seconds since the epoch"
@@ -55,3 +56,8 @@ def parse_moment(option: str, text: str) -> float:
         return max(0.0, datetime.fromisoformat(text).timestamp())
     except (ValueError, OverflowError, OSError):
         raise InvalidRequest.argument(option, text, _WANTED) from None
+
+
+def settable(moment: float) -> float:
+    """`moment`, or the nearest that a file's time can be set to: those in a VM are what a guest makes them."""
+    return min(max(0.0, moment), _LATEST)

@@ -407,10 +407,110 @@ def test_cp(cli: Cli, key: str, tmp_path: Path) -> None:
     for _ in range(2):
         assert cli("cp", f"{tmp_path / 'tree'}/.", f"{key}:within").returncode == 0
     assert cli("exec", key, "--", "find within").stdout.split() == [b"within", b"within/a", b"within/a/f"]
-    (tmp_path / "tree" / "link").symlink_to("a")
-    done = cli("cp", str(tmp_path / "tree"), f"{key}:linked")
-    assert (done.returncode, done.stderr.count(b"left out"), b"/link\n" in done.stderr) == (0, 1, True)
-    assert cli("exec", key, "--", "ls linked").stdout == b"a\n"
+
+
+def listing(root: Path) -> dict[str, tuple[str, int, float, str]]:
+    """What is below a directory here, itself included: kind, mode, time and what there is in it."""
+    found = {}
+    for path in (root, *sorted(root.rglob("*"))):
+        about = path.lstat()
+        if path.is_symlink():
+            found[str(path.relative_to(root))] = ("link", 0, about.st_mtime, os.readlink(path))
+        else:
+            text = "" if path.is_dir() else path.read_text()
+            kind = "directory" if path.is_dir() else "file"
+            found[str(path.relative_to(root))] = (kind, about.st_mode & 0o777, about.st_mtime, text)
+    return found
+
+
+def timeless(found: dict[str, tuple[str, int, float, str]]) -> dict[str, tuple[str, int, float, str]]:
+    """The same without the times of links, which stay behind on the way into a VM."""
+    return {name: one if one[0] != "link" else ("link", 0, -1.0, one[3]) for name, one in found.items()}
+
+
+def planted(root: Path) -> Path:
+    """A tree with links of every sort, and modes and times that no copy would have by chance."""
+    (root / "a" / "closed").mkdir(parents=True)
+    (root / "a" / "closed" / "f").write_text("content")
+    (root / "run").write_text("#!/bin/sh\n")
+    for link, to in (
+        ("to-file", "run"), ("to-directory", "a"), ("dangling", "nothing/here"), ("away", "/etc"),
+        ("a/closed/up", "../../.."), ("größe", "run"),
+    ):  # fmt: skip
+        (root / link).symlink_to(to)
+    for path, mode, moment in (
+        ("run", 0o750, 1_000_000_000.25), ("a/closed/f", 0o604, 1.0), ("a/closed", 0o555, 1_100_000_000.0),
+        ("a", 0o711, 1_200_000_000.5), (".", 0o751, 1_300_000_000.0),
+    ):  # fmt: skip
+        (root / path).chmod(mode)
+        os.utime(root / path, (moment, moment))
+    return root
+
+
+def test_cp_keeps_links_modes_and_times(cli: Cli, key: str, tmp_path: Path) -> None:
+    """There and back, over what is there already too; as files, and as tar archives."""
+    source = planted(tmp_path / "source")
+    wanted = timeless(listing(source))
+    assert len(wanted) == 11
+    done = cli("cp", str(source), f"{key}:copy")
+    assert (done.returncode, done.stderr) == (0, b"")
+    said = cli("exec", key, "--", "cd copy; find . -printf '%P %y %m %T@ %l\\n'").stdout.decode().splitlines()
+    there = {line.split()[0] if line[0] != " " else ".": line.split() for line in said}
+    assert there["run"][1:4] == ["f", "750", "1000000000.2500000000"]
+    assert there["a/closed"][1:4] == ["d", "555", "1100000000.0000000000"]
+    assert there["."][:3] == ["d", "751", "1300000000.0000000000"]
+    assert (there["away"][1], there["away"][-1], there["dangling"][-1]) == ("l", "/etc", "nothing/here")
+
+    back = tmp_path / "back"
+    done = cli("cp", f"{key}:copy", str(back))
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert timeless(listing(back)) == wanted
+    # Once more: links take the place of links, and are not followed.
+    (back / "a" / "closed").chmod(0o755)
+    (back / "away").unlink()
+    (back / "away").symlink_to(tmp_path / "source")
+    done = cli("cp", f"{key}:copy/.", str(back))
+    assert (done.returncode, done.stderr) == (0, b"")
+    again = timeless(listing(back))
+    again["."] = wanted["."]  # the directory that was there is the user's
+    assert again == wanted
+    assert timeless(listing(source)) == wanted
+
+    packed = cli("cp", f"{key}:copy", "-")
+    assert (packed.returncode, packed.stderr) == (0, b"")
+    unpacked = tmp_path / "unpacked"
+    unpacked.mkdir()
+    subprocess.run(["tar", "-xpf", "-", "-C", str(unpacked)], input=packed.stdout, check=True)
+    assert timeless(listing(unpacked / "copy")) == wanted
+    assert cli("exec", key, "--", "mkdir in").returncode == 0
+    done = cli("cp", "-", f"{key}:in", stdin=packed.stdout)
+    assert (done.returncode, done.stderr) == (0, b"")
+    done = cli("cp", f"{key}:in/copy", str(tmp_path / "third"))
+    assert timeless(listing(tmp_path / "third")) == wanted
+    # One that is named itself is what it leads to.
+    assert cli("cp", f"{key}:copy/to-file", str(tmp_path / "one")).returncode == 0
+    assert (tmp_path / "one").stat().st_mode & 0o777 == 0o750
+    assert (tmp_path / "one").stat().st_mtime == 1_000_000_000.25
+
+
+def test_cp_is_not_led_elsewhere_by_a_link_of_the_archive(cli: Cli, key: str, tmp_path: Path) -> None:
+    """What comes behind a link in a tar archive, and under its name, is not written through it."""
+    with tarfile.open(tmp_path / "evil.tar", "w") as archive:
+        link = tarfile.TarInfo("x/there")
+        link.type, link.linkname = tarfile.SYMTYPE, "/home/agentos/kept"
+        archive.addfile(link)
+        archive.addfile(tarfile.TarInfo("x/there/evil"))
+    assert cli("exec", key, "--", "mkdir kept x").returncode == 0
+    done = cli("cp", "-", f"{key}:.", stdin=(tmp_path / "evil.tar").read_bytes())
+    assert done.returncode == 1
+    assert cli("exec", key, "--", "ls kept; test -d x/there").returncode == 0
+    assert cli("exec", key, "--", "ls kept").stdout == b""
+    # What is another user's is copied into, and left as it is.
+    (tmp_path / "root" / "tmp").mkdir(parents=True)
+    (tmp_path / "root" / "tmp" / "f").write_text("mine")
+    done = cli("cp", f"{tmp_path / 'root'}/.", f"{key}:/")
+    assert (done.returncode, done.stderr) == (0, b"agentos: another user's, mode and time are left: /tmp\n")
+    assert cli("exec", key, "--", "cat /tmp/f; stat -c %a /tmp").stdout == b"mine1777\n"
 
 
 def test_cp_of_tar_archives(cli: Cli, key: str, tmp_path: Path) -> None:
@@ -427,9 +527,9 @@ def test_cp_of_tar_archives(cli: Cli, key: str, tmp_path: Path) -> None:
             ["tar", packing, "-", "-C", str(tmp_path), "tree"], stdout=subprocess.PIPE, check=True
         )
         assert cli("cp", "-", f"{key}:/tmp", stdin=packed.stdout).returncode == 0
-    assert cli("exec", key, "--", "ln -s run /tmp/tree/link; stat -c %a /tmp/tree/run").stdout == b"750\n"
+    assert cli("exec", key, "--", "mkfifo /tmp/tree/fifo; stat -c %a /tmp/tree/run").stdout == b"750\n"
     done = cli("cp", f"{key}:/tmp/tree", "-")
-    assert (done.returncode, done.stderr) == (0, b"agentos: not a regular file, left out: /tmp/tree/link\n")
+    assert (done.returncode, done.stderr) == (0, b"agentos: not a regular file, left out: /tmp/tree/fifo\n")
     back = tmp_path / "back"
     back.mkdir()
     subprocess.run(["tar", "-xf", "-", "-C", str(back)], input=done.stdout, check=True)
