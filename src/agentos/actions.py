@@ -105,6 +105,14 @@ class Action:
             args.pop()
         return args
 
+    def on_the_wire(self, error: InvalidRequest) -> InvalidRequest:
+        """`error` of the method, naming its argument as who called over the wire wrote it."""
+        return _renamed(error, _WIRE_NAMES[self.name])
+
+    def in_python(self, error: InvalidRequest) -> InvalidRequest:
+        """`error` from the wire, naming its argument as who called in Python wrote it."""
+        return _renamed(error, _PYTHON_NAMES[self.name])
+
     def _write_one(self, param: Param, values: Mapping[str, Any]) -> Any:
         value = values.get(param.name)
         if value is None:
@@ -323,6 +331,26 @@ _OPTIONS_BY_NAME: Final[dict[str, dict[str, Param]]] = {
     action.name: {name: one for one in action.options for name in (one.wire, *one.aliases)}
     for action in ACTIONS
 }
+
+
+_WIRE_NAMES: Final[dict[str, dict[str, str]]] = {
+    action.name: {one.name: one.wire for one in (*action.params, *action.options)} for action in ACTIONS
+}
+_PYTHON_NAMES: Final[dict[str, dict[str, str]]] = {
+    action: {wire: name for name, wire in names.items()} for action, names in _WIRE_NAMES.items()
+}
+
+
+def _renamed(error: InvalidRequest, names: Mapping[str, str]) -> InvalidRequest:
+    argument = error.details.get("argument")
+    if not isinstance(argument, str):
+        return error
+    name, bracket, rest = argument.partition("[")
+    other = names.get(name, name)
+    if other == name or not error.message.startswith(name):
+        return error
+    details = {**error.details, "argument": f"{other}{bracket}{rest}"}
+    return InvalidRequest(f"{other}{error.message[len(name) :]}", **details)
 
 
 def find(name: str) -> Action:

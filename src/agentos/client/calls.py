@@ -71,6 +71,8 @@ async def ask(caller: Caller, method: str, /, *, patience: float | None = None, 
             if method in _PAGES and values.get("max_bytes", 0) > _LEAST_PAGE_BYTES:
                 values["max_bytes"] = max(values["max_bytes"] // 2, _LEAST_PAGE_BYTES)
                 args = _arguments(method, values)
+        except InvalidRequest as error:
+            raise action.in_python(error) from None
         except AgentOSError as error:
             if error.code != _GOING_AWAY:
                 raise

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 from agentos import actions
 from agentos.actor import Actor
-from agentos.errors import AgentOSError, ProcessNotFound, ShellNotFound
+from agentos.errors import AgentOSError, InvalidRequest, ProcessNotFound, ShellNotFound
 from agentos.server.fetch import fetch
 from agentos.server.metrics import Metrics
 from agentos.server.previews import Previews
@@ -58,6 +58,9 @@ class Calls:
             action = actions.find(name)
             label = action.name
             return await self._run(actor, action, action.read_arguments(args), origin)
+        except InvalidRequest as error:
+            failure = error.code
+            raise action.on_the_wire(error) from None
         except AgentOSError as error:
             failure = error.code
             raise

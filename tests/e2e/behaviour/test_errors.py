@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
-from surfaces import Python, Surface, fails
+from surfaces import Python, Surface, camel, fails
 
 
 def test_unknown_pids_and_shells(on: Any) -> None:
@@ -74,6 +75,29 @@ def test_wrong_arguments_are_named(on: Any) -> None:
         assert await vm.list_processes() == []
         assert await vm.list_shells() == []
         assert (await vm.exec("echo fine; ls")).stdout == "fine\n"
+
+    on(body)
+
+
+def test_arguments_are_named_as_the_caller_wrote_them(on: Any) -> None:
+    """In Python as Python has them, on the wire as the wire has them, whoever it is that refuses them."""
+
+    async def body(vm: Surface) -> None:
+        process = await vm.spawn("cat", idempotency_key="used")
+        for name, attempt in (
+            ("idempotency_key", lambda: vm.spawn("true", idempotency_key="")),
+            ("idempotency_key", lambda: vm.spawn("true", idempotency_key="x" * 257)),
+            ("idempotency_key", lambda: vm.spawn("true", idempotency_key="used")),
+            ("idempotency_key", lambda: vm.write_process_stdin(process.pid, "x", idempotency_key="x" * 257)),
+            ("max_bytes", lambda: vm.read_process_output(process.pid, max_bytes=0)),
+            ("max_entries", lambda: vm.readdir(".", max_entries=2**40)),
+            ("make_parents", lambda: vm.write_file("x", "x", make_parents=5)),
+            ("args[1]", lambda: vm.spawn("true", ["x", "a\0b"])),
+        ):
+            wanted = name if isinstance(vm, Python) else camel(name)
+            with fails("request.invalid", f"^{re.escape(wanted)}: wanted ") as error:
+                await attempt()
+            assert error.details["argument"] == wanted
 
     on(body)
 

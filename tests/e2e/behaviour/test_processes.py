@@ -244,11 +244,8 @@ def test_an_idempotency_key_is_for_one_request(on: Any) -> None:
             {"args": ["-c", "echo y >> marks"]}, {"args": []}, {"env": {"A": "1"}}, {"env": {"A": "2", "B": "1"}},
             {"cwd": "/tmp"}, {"user": "root"}, {"timeout": 5}, {"lossless": True},
         ):  # fmt: skip
-            with fails(
-                "request.invalid", "^idempotency_?[kK]ey: .*not used for another request.*'once'"
-            ) as error:
+            with fails("request.invalid", "^idempotency_?[kK]ey: .*not used for another request.*'once'"):
                 await vm.spawn("sh", **{**asked, **other}, idempotency_key="once")
-            assert error.details["argument"] in ("idempotency_key", "idempotencyKey")
         with fails("request.invalid", "another request"):
             await vm.spawn("bash", **asked, idempotency_key="once")
         turned = {**asked, "env": {"B": "2", "A": "1"}}
