@@ -8,80 +8,20 @@ expressions, parse mail and compute powers that the sender chose.
 from __future__ import annotations
 
 import struct
-from datetime import datetime
 from typing import Any, Final
 
-from agentos.wire.cbor_tags import EPOCH, NUMBER_ARRAYS, TAGS, element_size
-from agentos.wire.cbor_writer import Tagged, Wide, dump
-from agentos.wire.malformed import Bounds, MalformedMessage, check_size, malformed
-from agentos.wire.values import (
-    SAFE_INTEGER,
-    UNDEFINED,
-    Form,
-    big_integer,
-    check_big,
-    clean,
-    encode_tree,
-    whole,
-)
+from agentos.wire.cbor_forms import BYTES, NATIVE, PAIRS, PairsForm, Wide
+from agentos.wire.cbor_tags import NUMBER_ARRAYS, TAGS, element_size
+from agentos.wire.cbor_writer import dump, dumps
+from agentos.wire.malformed import Bounds, MalformedMessage, malformed, oversized
+from agentos.wire.values import UNDEFINED, clean, whole
 
 __all__ = ["BYTES", "NATIVE", "PAIRS", "PairsForm", "dump", "dumps", "load", "wide"]
-
-_SHORT: Final = 2**32
-
-
-class PairsForm(Form):
-    """What a JavaScript client reads: tagged pairs, and numbers that arrive as numbers."""
-
-    def integer(self, value: int) -> Any:
-        if -_SHORT <= value < _SHORT:
-            return value
-        return float(value) if -SAFE_INTEGER <= value <= SAFE_INTEGER else big_integer(value)
-
-    def moment(self, value: datetime) -> Any:
-        return Tagged(1, (value - EPOCH).total_seconds())
-
-
-class NativeForm(PairsForm):
-    """What a client sends in the cbor encoding: its own words, no pairs, no mark on what looks like one."""
-
-    escapes = False
-
-    def integer(self, value: int) -> Any:
-        if -_SHORT <= value < _SHORT:
-            return value
-        return float(value) if -SAFE_INTEGER <= value <= SAFE_INTEGER else check_big(value)
-
-    def binary(self, value: bytes) -> Any:
-        return value
-
-    def undefined(self) -> Any:
-        return UNDEFINED
-
-    def members(self, value: list[Any]) -> Any:
-        return Tagged(258, value)
-
-
-class BytesForm(PairsForm):
-    """Tagged pairs, but bytes as CBOR's own byte strings: a quarter less to send, and nothing to convert."""
-
-    def binary(self, value: bytes) -> Any:
-        return value
-
-
-PAIRS = PairsForm()
-NATIVE = NativeForm()
-BYTES = BytesForm()
 
 
 def wide(number: int) -> object:
     """`number` as an id for `dump`: only in 8 bytes is it a bigint in JavaScript."""
     return Wide(number)
-
-
-def dumps(value: Any, form: PairsForm = PAIRS) -> bytes:
-    """The bytes of any value, in tagged pairs where CBOR alone would not do."""
-    return dump(encode_tree(value, form))
 
 
 def load(data: bytes, bounds: Bounds, start: int = 0, end: int | None = None) -> Any:
@@ -90,23 +30,23 @@ def load(data: bytes, bounds: Bounds, start: int = 0, end: int | None = None) ->
     Its tagged pairs are not revived yet. Raises MalformedMessage.
     """
     end = len(data) if end is None else end
-    check_size(end - start, bounds)
+    if end - start > bounds.bytes:
+        raise oversized(end - start, bounds)
     reader = _Reader(data, start, end, bounds.items)
     try:
-        value = reader.item(bounds.depth)
+        value = reader.items(1, bounds.depth)[0]
     except RecursionError:
         raise malformed("CBOR: arrays and maps are too deep inside one another") from None
-    if value is _BREAK:
-        raise malformed("CBOR: a break outside of any array or map")
     if reader.at != end:
         raise malformed(f"CBOR: {end - reader.at} bytes after the end of the value")
     return value
 
 
-_BREAK: Final = object()
+_BREAK: Final = 0xFF
 _INDEFINITE: Final = -1
-_SIMPLE: Final = {20: False, 21: True, 22: None, 23: UNDEFINED, 31: _BREAK}
-_FLOATS: Final = {25: struct.Struct(">e"), 26: struct.Struct(">f"), 27: struct.Struct(">d")}
+_SIMPLE: Final = {0xF4: False, 0xF5: True, 0xF6: None, 0xF7: UNDEFINED}
+_DOUBLE: Final = struct.Struct(">d")
+_FLOATS: Final = {0xF9: struct.Struct(">e"), 0xFA: struct.Struct(">f"), 0xFB: _DOUBLE}
 
 
 class _Reader:
@@ -118,29 +58,60 @@ class _Reader:
         self.data = data
         self.end = end
         self.at = start
-        self.left = items - 1
+        self.left = items
 
-    def item(self, depth: int) -> Any:
-        """The next value. Whoever asks for it has spent it."""
-        at = self.at
-        if at >= self.end:
+    def items(self, count: int, depth: int, *, keyed: bool = False) -> list[Any]:
+        """The next `count` values; `keyed`: every other one is a key.
+
+        Those of few bytes, as most are, are read here: a call for each takes longer than reading it.
+        """
+        data, at, end = self.data, self.at, self.end
+        if count > end - at:
             raise _ended()
-        head = self.data[at]
-        self.at = at = at + 1
-        if 0x60 <= head < 0x78:  # a short text, as most of what there is: without a further call
-            self.at = end = at + head - 0x60
-            if end > self.end:
+        self.left -= count
+        if self.left < 0:
+            raise _too_many()
+        found: list[Any] = []
+        add = found.append
+        for _ in range(count):
+            if at >= end:
                 raise _ended()
-            try:
-                return self.data[at:end].decode()
-            except UnicodeDecodeError:
-                return _cut_text(self.data[at:end])
-        if head < 24:
-            return head
-        major, info = head >> 5, head & 31
-        if major == 7:
-            return self.special(info)
-        size = info if info < 24 else self.argument(major, info)
+            head = data[at]
+            at += 1
+            if 0x60 <= head < 0x78:
+                start = at
+                at += head - 0x60
+                if at > end:
+                    raise _ended()
+                try:
+                    add(data[start:at].decode())
+                except UnicodeDecodeError:
+                    add(_cut_text(data[start:at]))
+            elif head < 24:
+                add(head)
+            elif head in _SIMPLE:
+                add(_SIMPLE[head])
+            elif head == 0xFB and at + 8 <= end:
+                add(whole(_DOUBLE.unpack_from(data, at)[0]))
+                at += 8
+            else:
+                if (
+                    keyed and 0x80 <= head < 0xE0 and not len(found) % 2
+                ):  # their hashes could be chosen to be equal
+                    raise malformed("CBOR: a key that is an array, a map or tagged")
+                self.at = at
+                add(self.after(head, depth))
+                at = self.at
+        self.at = at
+        return found
+
+    def after(self, head: int, depth: int) -> Any:
+        """The value that begins with `head`, which was read. Whoever asks for it has spent it."""
+        if head >= 0xE0:
+            return self.real(head)
+        major, size = head >> 5, head & 31
+        if size >= 24:
+            size = self.argument(head)
         if major == 0:
             return size
         if major == 1:
@@ -151,21 +122,20 @@ class _Reader:
             return _text(self.take(size)) if size >= 0 else "".join(_text(one) for one in self.chunks(3))
         if depth <= 0:
             raise malformed("CBOR: arrays and maps are too deep inside one another")
+        if major == 6:
+            return self.tagged(size, depth - 1)
         if major == 4:
-            return self.array(size, depth - 1)
-        return self.map(size, depth - 1) if major == 5 else self.tagged(size, depth - 1)
+            return self.items(size, depth - 1) if size >= 0 else self.endless(depth - 1)
+        both = iter(self.items(size * 2, depth - 1, keyed=True) if size >= 0 else self.endless(depth - 1, 2))
+        return dict(zip(both, both, strict=True))
 
-    def spend(self, items: int) -> None:
-        self.left -= items
-        if self.left < 0:
-            raise malformed("CBOR: too many values in one message")
-
-    def byte(self) -> int:
-        at = self.at
-        if at >= self.end:
-            raise _ended()
-        self.at = at + 1
-        return self.data[at]
+    def argument(self, head: int) -> int:
+        info = head & 31
+        if info <= 27:
+            return int.from_bytes(self.take(1 << (info - 24)), "big")
+        if info == 31 and 0x40 <= head < 0xC0:
+            return _INDEFINITE
+        raise malformed(f"CBOR: a head of {head:#04x} has no meaning")
 
     def take(self, size: int) -> bytes:
         at = self.at
@@ -174,85 +144,57 @@ class _Reader:
             raise _ended()
         return self.data[at:end]
 
-    def argument(self, major: int, info: int) -> int:
-        if info <= 27:
-            return int.from_bytes(self.take(1 << (info - 24)), "big")
-        if info == 31 and 2 <= major <= 5:
-            return _INDEFINITE
-        raise malformed(f"CBOR: a head of {major << 5 | info:#04x} has no meaning")
+    def broken(self) -> bool:
+        """Whether a break is next, which is passed over then. It counts, as a value does."""
+        if self.at >= self.end:
+            raise _ended()
+        if self.data[self.at] != _BREAK:
+            return False
+        self.at += 1
+        self.spend(1)
+        return True
+
+    def spend(self, items: int) -> None:
+        self.left -= items
+        if self.left < 0:
+            raise _too_many()
+
+    def endless(self, depth: int, at_once: int = 1) -> list[Any]:
+        """The values until a break; `at_once` is 2 for those of a map, of which every other one is a key."""
+        found: list[Any] = []
+        while not self.broken():
+            found += self.items(at_once, depth, keyed=at_once == 2)
+        return found
 
     def chunks(self, major: int) -> list[bytes]:
         found = []
-        while (head := self.byte()) != 0xFF:
+        while (head := self.take(1)[0]) != _BREAK:
             self.spend(1)
-            info = head & 31
-            size = info if info < 24 else self.argument(major, info)
+            size = head & 31 if head & 31 < 24 else self.argument(head)
             if head >> 5 != major or size < 0:
                 raise malformed("CBOR: a part of a string is no string of its kind")
             found.append(self.take(size))
         return found
 
-    def array(self, size: int, depth: int) -> list[Any]:
-        if size > self.end - self.at:
-            raise malformed("CBOR: the message ends inside an array")
-        self.spend(max(size, 0))
-        found: list[Any] = []
-        while size:
-            if size < 0:  # of indefinite length: counts down from there
-                self.spend(1)
-            one = self.item(depth)
-            if one is _BREAK:
-                self.check_break(size)
-                break
-            found.append(one)
-            size -= 1
-        return found
-
-    def map(self, size: int, depth: int) -> dict[Any, Any]:
-        if size > self.end - self.at:
-            raise malformed("CBOR: the message ends inside a map")
-        self.spend(max(size, 0) * 2)
-        found: dict[Any, Any] = {}
-        data, end, item = self.data, self.end, self.item
-        while size:
-            if size < 0:
-                self.spend(1)
-            if self.at < end and 0x80 <= data[self.at] < 0xE0:  # their hashes could be chosen to be equal
-                raise malformed("CBOR: a key that is an array, a map or tagged")
-            key = item(0)
-            if key is _BREAK:
-                self.check_break(size)
-                break
-            if size < 0:
-                self.spend(1)
-            value = item(depth)
-            if value is _BREAK:
-                raise malformed("CBOR: a key without a value")
-            found[key] = value
-            size -= 1
-        return found
-
-    def check_break(self, size: int) -> None:
-        if size >= 0:
-            raise malformed("CBOR: a break inside a value of known length")
-
     def tagged(self, tag: int, depth: int) -> Any:
         read = TAGS.get(tag)
         if read is None:
             raise malformed(f"CBOR: tag {tag} is not part of the protocol")
-        self.spend(1)
-        value = self.item(depth)
+        value = self.items(1, depth)[0]
         if tag in NUMBER_ARRAYS and type(value) is bytes:
             self.spend(len(value) // element_size(tag))
         return read(tag, value)
 
-    def special(self, info: int) -> Any:
-        if info in _SIMPLE:
-            return _SIMPLE[info]
-        real = _FLOATS.get(info)
-        if real is None:
-            raise malformed("CBOR: a simple value that is not part of the protocol")
-        return whole(real.unpack(self.take(real.size))[0])
+    def real(self, head: int) -> float | int:
+        form = _FLOATS.get(head)
+        if form is None:
+            what = (
+                "a break that ends nothing"
+                if head == _BREAK
+                else "a simple value that is not part of the protocol"
+            )
+            raise malformed(f"CBOR: {what}")
+        return whole(form.unpack(self.take(form.size))[0])
 
 
 def _text(data: bytes) -> str:
@@ -272,3 +214,7 @@ def _cut_text(data: bytes) -> str:
 
 def _ended() -> MalformedMessage:
     return malformed("CBOR: the message ends inside a value")
+
+
+def _too_many() -> MalformedMessage:
+    return malformed("CBOR: too many values in one message")

@@ -1,4 +1,4 @@
-"""CBOR's words for a tree of plain values: the bytes that `cbor.load` reads.
+"""CBOR's words for values, the bytes that `cbor.load` reads, in one pass over them.
 
 Written here and not by a library, as most messages are small: setting up an encoder takes longer than writing them.
 """
@@ -7,74 +7,88 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any, Final
 
-from agentos.wire.values import UNDEFINED
+from agentos.errors import InvalidRequest
+from agentos.wire.cbor_forms import PAIRS, SHORT, TREE, PairsForm, Tagged, Wide
+from agentos.wire.values import DEEPEST, UNDEFINED, clean, encode_tree, text_key
 
 _Add = Callable[[bytes], None]
 
 _MOST: Final = 2**64
+_DEEPEST_TREE: Final = 4 * DEEPEST
+"""Of a tree there is no limit to hold: it was made of values that had theirs."""
 _HEADS: Final = [bytes((one,)) for one in range(256)]
 _LONGER: Final = ((1 << 8, 24, ">BB"), (1 << 16, 25, ">BH"), (1 << 32, 26, ">BI"), (_MOST, 27, ">BQ"))
 """Below which number an argument is written so, with which second half of the first byte."""
 _REAL: Final = struct.Struct(">Bd")
 
 
-class Wide:
-    """A whole number, written in 8 bytes however small it is."""
+def dumps(value: Any, form: PairsForm = PAIRS) -> bytes:
+    """The bytes of any value, in the words that `form` has: those of the tree that `encode_tree` makes of it.
 
-    __slots__ = ("number",)
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
-class Tagged:
-    """A value with a tag of CBOR's."""
-
-    __slots__ = ("tag", "value")
-
-    def __init__(self, tag: int, value: Any) -> None:
-        self.tag = tag
-        self.value = value
-
-
-def dump(tree: Any) -> bytes:
-    """The bytes of `tree`: dicts, lists, text, bytes, numbers of any size, None, truth values, UNDEFINED, and the
-    classes here."""
+    Raises InvalidRequest as that does.
+    """
     parts: list[bytes] = []
-    _write(tree, parts.append)
+    _write((value,), parts.append, form, DEEPEST)
     return b"".join(parts)
 
 
-def _write(value: Any, add: _Add) -> None:
-    kind = type(value)
-    if kind is str:
-        text = value.encode()
-        size = len(text)
-        add(_HEADS[0x60 + size] if size < 24 else _head(3, size))
-        add(text)
-    elif value is None:
-        add(b"\xf6")
-    elif kind is bool:
-        add(b"\xf5" if value else b"\xf4")
-    elif kind is int:
-        _write_integer(value, add)
-    elif kind is dict:
-        add(_head(5, len(value)))
-        for key, one in value.items():
-            _write(key, add)
-            _write(one, add)
-    elif kind is list:
-        add(_head(4, len(value)))
-        for one in value:
-            _write(one, add)
-    elif kind is bytes:
-        add(_head(2, len(value)))
-        add(value)
-    else:
-        _write_other(value, add)
+def dump(tree: Any) -> bytes:
+    """The bytes of `tree`: dicts, lists, text, bytes, numbers of any size, None, truth values, UNDEFINED, Wide
+    and Tagged."""
+    parts: list[bytes] = []
+    _write((tree,), parts.append, TREE, _DEEPEST_TREE)
+    return b"".join(parts)
+
+
+def _write(values: Iterable[Any], add: _Add, form: PairsForm, depth: int) -> None:
+    """Write them all, one after another: a call for each takes longer than writing it."""
+    for value in values:
+        kind = type(value)
+        if kind is str:
+            try:
+                text = value.encode()
+            except UnicodeEncodeError:
+                text = clean(value).encode()
+            size = len(text)
+            add(_HEADS[0x60 + size] if size < 24 else _head(3, size))
+            add(text)
+        elif value is None:
+            add(b"\xf6")
+        elif kind is bool:
+            add(b"\xf5" if value else b"\xf4")
+        elif kind is int and -SHORT <= value < SHORT:
+            add(_HEADS[value] if 0 <= value < 24 else _integer(value))
+        elif kind is float:
+            add(_REAL.pack(0xFB, value) if math.isfinite(value) else _no_number(value))
+        elif kind is dict or kind is list or kind is tuple:
+            if depth <= 0:
+                raise InvalidRequest(f"values more than {DEEPEST} deep cannot be sent")
+            size = len(value)
+            if kind is dict:
+                for key in value:
+                    if type(key) is not str or not key.isascii():
+                        value = {text_key(key): one for key, one in value.items()}
+                        size = len(value)
+                        break
+                add(_HEADS[0xA0 + size] if size < 24 else _head(5, size))
+                _write(chain.from_iterable(value.items()), add, form, depth - 1)
+                continue
+            add(_HEADS[0x80 + size] if size < 24 else _head(4, size))
+            if size == 2 and form.escapes and isinstance(value[0], str) and str(value[0]).startswith("$"):
+                value = "$" + str(value[0]), value[1]
+            _write(value, add, form, depth - 1)
+        elif kind is bytes and form.native_bytes:
+            size = len(value)
+            add(_HEADS[0x40 + size] if size < 24 else _head(2, size))
+            add(value)
+        elif form is TREE:
+            _write_word(value, add)
+        else:
+            _write((encode_tree(value, form, depth),), add, TREE, _DEEPEST_TREE)
 
 
 def _head(major: int, size: int) -> bytes:
@@ -86,32 +100,29 @@ def _head(major: int, size: int) -> bytes:
     raise ValueError(size)
 
 
-def _write_integer(value: int, add: _Add) -> None:
-    major, size = (0, value) if value >= 0 else (1, -1 - value)
-    if size < _MOST:
-        add(_head(major, size))
-        return
-    digits = size.to_bytes((size.bit_length() + 7) // 8, "big")
-    _write(Tagged(2 + major, digits), add)
+def _integer(value: int) -> bytes:
+    return _head(0, value) if value >= 0 else _head(1, -1 - value)
 
 
-def _write_other(value: Any, add: _Add) -> None:
-    if isinstance(value, float):
-        add(_written_real(value))
-    elif isinstance(value, Wide):
+def _no_number(value: float) -> bytes:
+    if math.isnan(value):
+        return b"\xf9\x7e\x00"
+    return b"\xf9\x7c\x00" if value > 0 else b"\xf9\xfc\x00"
+
+
+def _write_word(value: Any, add: _Add) -> None:
+    if type(value) is int:
+        if -_MOST <= value < _MOST:
+            add(_integer(value))
+            return
+        tag, size = (2, value) if value >= 0 else (3, -1 - value)
+        value = Tagged(tag, size.to_bytes((size.bit_length() + 7) // 8, "big"))
+    if isinstance(value, Wide):
         add(struct.pack(">BQ", 0x1B, value.number))
     elif isinstance(value, Tagged):
         add(_head(6, value.tag))
-        _write(value.value, add)
+        _write((value.value,), add, TREE, _DEEPEST_TREE)
     elif value is UNDEFINED:
         add(b"\xf7")
     else:
         raise TypeError(f"{type(value).__name__} is no value of a tree")
-
-
-def _written_real(value: float) -> bytes:
-    if math.isnan(value):
-        return b"\xf9\x7e\x00"
-    if math.isinf(value):
-        return b"\xf9\x7c\x00" if value > 0 else b"\xf9\xfc\x00"
-    return _REAL.pack(0xFB, value)

@@ -23,7 +23,6 @@ from agentos.wire.messages import (
     ToClient,
     ToServer,
 )
-from agentos.wire.values import encode_tree
 
 Frame: TypeAlias = str | bytes
 """What a WebSocket carries: text where it is str."""
@@ -209,7 +208,7 @@ def decode_http_error(encoding: Encoding, content_type: str, data: bytes) -> Htt
 
 def encode_value(value: Any) -> bytes:
     """`value` as CBOR with tagged pairs, the form of an actor's input."""
-    return cbor.dump(encode_tree(value, cbor.PAIRS))
+    return cbor.dumps(value)
 
 
 def _pair(number: int) -> list[str]:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from agentos.errors import InvalidRequest
-from agentos.wire.malformed import Bounds, check_size, malformed
+from agentos.wire.malformed import Bounds, malformed, oversized
 from agentos.wire.values import Form, clean, encode_tree, whole
 
 _STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
@@ -50,7 +50,8 @@ def load(data: bytes | str, bounds: Bounds) -> Any:
     A whole number is an int however it is written, as there is only one kind of number in JavaScript.
     Raises MalformedMessage.
     """
-    check_size(len(data), bounds)
+    if len(data) > bounds.bytes:
+        raise oversized(len(data), bounds)
     text = data if isinstance(data, str) else _decode(data)
     _check_items(text, bounds.items)
     try:

@@ -65,7 +65,6 @@ def shown(value: object) -> str:
     return "an array" if kind is list else "an object" if kind is dict else kind.__name__
 
 
-def check_size(size: int, bounds: Bounds) -> None:
-    """Raise MalformedMessage where a message of `size` is longer than `bounds` allow."""
-    if size > bounds.bytes:
-        raise malformed(f"a message of {size} bytes is over the limit of {bounds.bytes}")
+def oversized(size: int, bounds: Bounds) -> MalformedMessage:
+    """The error for a message of `size`, which is longer than `bounds` allow."""
+    return malformed(f"a message of {size} bytes is over the limit of {bounds.bytes}")

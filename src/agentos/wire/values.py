@@ -106,7 +106,7 @@ def encode_tree(value: Any, form: Form, depth: int = DEEPEST) -> Any:
     if depth <= 0:
         raise InvalidRequest(f"values more than {DEEPEST} deep cannot be sent")
     if kind is dict:
-        return {_key(key): encode_tree(one, form, depth - 1) for key, one in value.items()}
+        return {text_key(key): encode_tree(one, form, depth - 1) for key, one in value.items()}
     if kind is list or kind is tuple:
         items = [encode_tree(one, form, depth - 1) for one in value]
         if form.escapes and _looks_tagged(items):
@@ -138,7 +138,8 @@ def _encode_other(value: Any, form: Form, depth: int) -> Any:
     raise InvalidRequest(f"a value of type {type(value).__name__} cannot be sent")
 
 
-def _key(key: Any) -> str:
+def text_key(key: Any) -> str:
+    """`key` of a map, as UTF-8 can hold it. Raises InvalidRequest where it is no text."""
     if type(key) is str and key.isascii():
         return key
     if not isinstance(key, str):

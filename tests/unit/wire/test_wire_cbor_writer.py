@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from agentos.wire import cbor
-from agentos.wire.cbor_writer import Tagged, Wide, dump
+from agentos.wire.cbor_forms import Tagged, Wide
+from agentos.wire.cbor_writer import dump
 from agentos.wire.malformed import FROM_CLIENT, FROM_SERVER, Bounds, MalformedMessage
 from agentos.wire.values import UNDEFINED
 

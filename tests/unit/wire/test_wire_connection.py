@@ -7,9 +7,9 @@ import json
 import pytest
 
 from agentos.errors import ActionNotFound, AgentOSError, InternalError, InvalidRequest, LimitExceeded
+from agentos.wire import bare
 from agentos.wire import client_connection as client_side
 from agentos.wire import connection as server_side
-from agentos.wire.bare import BareWriter
 from agentos.wire.client_connection import ClientConnection, Completed, EventArrived, Failed, Opened
 from agentos.wire.connection import ActionCalled, Refused, ServerConnection, Subscribed, Unsubscribed
 from agentos.wire.encodings import BARE_BYTES, CBOR, ENCODINGS, JSON, Encoding, Frame
@@ -210,9 +210,7 @@ def _calls(number: int) -> dict[str, list[Frame]]:
 
 
 def _sized(value: bytes) -> bytes:
-    out = BareWriter()
-    out.data(value)
-    return out.written()
+    return bare.uint(len(value)) + value
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
