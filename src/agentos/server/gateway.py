@@ -106,10 +106,11 @@ class Gateway:
                 raise MethodNotAllowed(
                     f"{request.method}: an action is called with POST", method=request.method
                 )
-            self._check_staying()
             data = await request.body(self._settings)
             call = await _decoded(encoding, data)
-            self._check_staying()  # those that are counted from here on are waited for
+            # Not before: answered while it still sends, a client loses the answer (RFC 9112, 9.6). Those that are
+            # counted from here on are waited for.
+            self._check_staying()
             actor = self._find(address)
             with actor.active(), self._one_more_call():
                 await actor.admit(terms.params)

@@ -14,11 +14,15 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.protocol import OPEN
 
 from agentos.server.settings import Settings
+from agentos.wire.failures import GOING_AWAY
 
 _PIECE = 16 * 1024
 """Bytes that are parsed at once: how far headers may exceed their bound before that is seen."""
 _LINGER_SECONDS = 2.0
 """How long a client that is refused may go on sending: closed earlier, it could lose the answer (RFC 9112, 9.6)."""
+_ASKING_SECONDS = 1.0
+"""How long connections on which nothing is asked stay open when the server ends. A request that is on its way when its
+connection ends without a word fails, and a WebSocket's client may never try again; one that is answered comes back."""
 
 BREAK_OFF = "agentos.break_off"
 """An ASGI extension: its `close` ends the connection after what was sent, so that half an answer stays half."""
@@ -35,6 +39,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._header_bytes = 0
         self._in_headers = False
         self._refused = False
+        self._ending = False
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -68,6 +73,21 @@ class BoundedHttp(HttpToolsProtocol):
         self._in_headers = False
         self._stop_timer()
         super().on_headers_complete()
+        if self._ending:
+            self.answer_and_close()
+
+    def answer_and_close(self) -> None:
+        """The request that is being answered, or the next one if there is none, is the last on this connection."""
+        self._ending = True
+        if self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        """The server ends: what was asked, or is just being asked, is answered; then the connection is closed."""
+        self.answer_and_close()
+        if self.cycle is None or self.cycle.response_complete:
+            self._stop_timer()
+            self._timer = self.loop.call_later(_ASKING_SECONDS, self.transport.close)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -103,6 +123,19 @@ def _head(size: int) -> bytes:
 
 class Sockets(WebSocketsSansIOProtocol):
     """WebSockets; one that is refused with an answer of HTTP is refused, and no error of the application."""
+
+    def shutdown(self) -> None:
+        """The server ends: whoever was not told so yet is told to come back, by the application or here."""
+        if not self.handshake_complete:
+            # Refused with a status it would never come back: the application accepts it, and closes it with a reason.
+            return
+        if not self.close_sent:
+            self.close_sent = True
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": GOING_AWAY.code})
+            if self.conn.state is OPEN:
+                self.conn.send_close(GOING_AWAY.code, GOING_AWAY.reason)
+                self.transport.write(b"".join(self.conn.data_to_send()))
+        super().shutdown()
 
     def send_receive_event_to_app(self) -> None:
         """Stop reading where a message waits already; for one alone, stopping and going on would be all there is."""

@@ -76,8 +76,14 @@ class Server(uvicorn.Server):
             log.info("listening", extra={"host": self.config.host, "port": self.port, "pid": os.getpid()})
 
     async def shutdown(self, sockets: Any = None) -> None:
+        for one in list(self.server_state.connections):
+            if isinstance(one, BoundedHttp):
+                one.answer_and_close()
         # The listener stays until the VMs sleep, so that clients which come back at once are told to wait.
         await self.application.close()
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(0)  # what was accepted before is made known to the protocols a round later
         await super().shutdown(sockets)
 
 

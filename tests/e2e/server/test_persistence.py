@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import fcntl
+import select
 import socket
 import sqlite3
 import subprocess
@@ -138,6 +141,51 @@ def test_connections_are_told_to_come_back(start_server: Any) -> None:
             websocket.recv(timeout=10)
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.reason == "ws.going_away"
+
+
+def test_what_is_asked_at_the_very_end_is_answered(start_server: Any) -> None:
+    """However late: where a connection ends without a word the given client's call fails, or it gives up for good."""
+    server = start_server()
+    with contextlib.ExitStack() as stack:
+        fresh, kept, calling, silent = (
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 10)) for _ in range(4)
+        )
+        kept.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        healthy = b""
+        while not healthy.endswith(b"}"):
+            healthy += kept.recv(65_536)
+        server.process.terminate()
+        wait_until(lambda: refused(server.port))
+        call = f"POST {server.path('k', 'action/exec')} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 11\r\n\r\n"
+        calling.sendall(call.encode())
+        for one in (fresh, kept):
+            one.sendall(
+                b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+                b"Sec-WebSocket-Protocol: rivet\r\n\r\n" % server.path("k", "connect").encode()
+            )
+        for one in (fresh, kept):
+            said = b""
+            while not said.endswith(b"ws.going_away"):
+                piece = one.recv(65_536)
+                assert piece, said
+                said += piece
+            assert said.startswith(b"HTTP/1.1 101")
+            one.sendall(b"\x88\x80\0\0\0\0")  # the close, answered
+        # Who is answered while it still sends may lose the answer.
+        assert select.select([calling], [], [], 0) == ([], [], [])
+        calling.sendall(b'{"args":[]}')
+        answer = b"".join(iter(lambda: calling.recv(65_536), b""))
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert b'"stopping"' in answer
+        assert silent.recv(65_536) == b""  # who never asks holds nothing up
+        assert server.process.wait(20) == 0
+
+
+def refused(port: int) -> bool:
+    """Whether nobody listens there."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
 
 
 def listed(server: Any, key: str) -> Any:
