@@ -233,6 +233,8 @@ class Gateway:
             await _close(send, close_for(error))
 
     async def _serve(self, connection: Connection) -> None:
+        if self.leaving:  # since it was let in: those that are counted from here on are told so
+            raise _GoingAway
         self._connections.add(connection)
         try:
             await connection.run()

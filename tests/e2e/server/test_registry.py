@@ -61,6 +61,58 @@ async def run(client: httpx.AsyncClient, command: str, **target: Any) -> httpx.R
     )
 
 
+@pytest.mark.parametrize("decided", ["while calls are awaited", "never"])
+def test_a_hook_that_decides_as_the_server_ends(tmp_path: Path, decided: str) -> None:
+    """The connection that it is about is told to come back, with the reason on which clients do."""
+    asked, decide = asyncio.Event(), asyncio.Event()
+
+    async def hook(who: Connecting) -> None:
+        if who.key == ("late",):
+            asked.set()
+            await decide.wait()
+
+    async def main() -> None:
+        server = make_server(setup(use={"vm": agent_os(on_before_connect=hook)}), port=0, data_dir=tmp_path)
+        async with running(server) as client, asyncio.timeout(20):
+            url = f"ws://127.0.0.1:{client.base_url.port}"
+            late, early = (
+                url + gateway_path(ByKey("vm", (key,), create=True), Connect()) for key in ("late", "early")
+            )
+            async with (
+                connect(late, subprotocols=["rivet"], proxy=None) as websocket,
+                connect(early, subprotocols=["rivet"], proxy=None) as other,
+            ):
+                await other.recv()
+                await asked.wait()
+                if decided != "never":
+                    slow = asyncio.create_task(run(client, "echo begun; sleep 1"))
+                    await begun(client)
+                server.should_exit = True
+                with pytest.raises(ConnectionClosed):
+                    await other.recv()
+                if decided != "never":
+                    decide.set()
+                with pytest.raises(ConnectionClosed) as closed:
+                    await websocket.recv()
+                assert closed.value.rcvd is not None
+                assert closed.value.rcvd.reason == "ws.going_away"
+                if decided != "never":
+                    assert not slow.done()
+                    assert (await slow).status_code == 200
+                decide.set()
+
+    asyncio.run(main())
+
+
+async def begun(client: httpx.AsyncClient) -> None:
+    """Until the command of a call in flight runs."""
+    target = gateway_path(ByKey("vm", ("k",), create=True), Action("allProcesses"))
+    while True:
+        running = (await client.post(target, json={"args": []})).json()["output"]
+        if any(one["command"] == "sleep" for one in running):
+            return
+
+
 def test_kinds_and_hooks(tmp_path: Path) -> None:
     """Each kind has its own environment, limits and files; hooks see who comes and what boots."""
     told: list[Any] = []
