@@ -155,9 +155,7 @@ class Alarms:
             self._let_there_be(self._limits.processes + RESERVED_PROCESSES)
 
     def settle(self) -> None:
-        """After something has ended: did it meet what nobody was told of, and is the room still needed?"""
-        if self._silent:
-            self._ask_for_pids()
+        """After something has ended: is the room still needed?"""
         if self._made_room and self._cgroup is not None:
             with contextlib.suppress(OSError):  # the VM is ending
                 if (self._cgroup.pids_current() or 0) < self._limits.processes:

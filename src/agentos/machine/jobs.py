@@ -13,7 +13,8 @@ from agentos.machine.plan import HOME, UIDS
 from agentos.model import ExitStatus, Reason, Usage, VmSpec, check_env, check_text
 
 BASH = "/bin/bash"
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+"""What programs are looked for in, after the user's own: most of them are found in the first places."""
 MAX_ARGUMENT_BYTES = 128 * 1024 - 1
 """The kernel's bound on a single argument or variable, MAX_ARG_STRLEN of execve(2)."""
 

@@ -338,29 +338,17 @@ def _spawn(job: Message, environment: dict[str, str], actions: list[Any], execut
     try:
         path = job["path"] or find_program(argv[0], environment.get("PATH", os.defpath))
         if job["as_bash"]:
-            environment = {**environment, "PWD": os.getcwd(), "SHLVL": "0", "_": path}
-        return _spawn_path(path, argv, environment, actions, execute, as_bash=job["as_bash"])
+            # If that fails, bash is to say what it makes of it.
+            return execute(path, argv, {**environment, "PWD": os.getcwd(), "SHLVL": "0", "_": path}, actions)
+        try:
+            return execute(path, argv, environment, actions)
+        except OSError as error:
+            # ENOEXEC: this kernel hands no .wasm to the runner by itself; EACCES: the module lacks the execute bit.
+            if error.errno not in (_ENOEXEC, _EACCES) or not is_wasm(path):
+                raise
+            return execute(WASM_RUNNER, [WASM_RUNNER, path, *argv[1:]], environment, actions)
     except OSError as error:
         raise _Failed("exec", error) from error
-
-
-def _spawn_path(
-    path: str,
-    argv: list[str],
-    environment: dict[str, str],
-    actions: list[Any],
-    execute: Execute,
-    *,
-    as_bash: bool,
-) -> int:
-    try:
-        return execute(path, argv, environment, actions)
-    except OSError as error:
-        # ENOEXEC: this kernel hands no .wasm to the runner by itself; EACCES: the module lacks the execute bit.
-        if as_bash or error.errno not in (_ENOEXEC, _EACCES) or not is_wasm(path):
-            raise  # in bash's place: bash is to say what it makes of that
-        runner = [WASM_RUNNER, path, *argv[1:]]
-        return execute(WASM_RUNNER, runner, environment, actions)
 
 
 def _open_terminal(rows: int, cols: int) -> tuple[int, list[Any]]:
