@@ -8,12 +8,12 @@ milliseconds; in Python names are snake_case and times are seconds.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from agentos import arguments as kinds
 from agentos import conversions as results
-from agentos.arguments import Kind, given
+from agentos.arguments import NOT_GIVEN, Kind
 from agentos.conversions import Result, camel
 from agentos.errors import ActionNotFound, InvalidRequest
 
@@ -29,11 +29,11 @@ class Param:
     kind: Kind
     required: bool = False
     aliases: tuple[str, ...] = ()
+    wire: str = field(init=False)
+    """Its name on the wire."""
 
-    @property
-    def wire(self) -> str:
-        """On the wire."""
-        return camel(self.name)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "wire", camel(self.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +62,11 @@ class Action:
         values: dict[str, Any] = {}
         for index, param in enumerate(self.params):
             value = args[index] if index < len(args) else None
-            if given(value):
+            if value not in NOT_GIVEN:
                 values[param.name] = param.kind.read(param.wire, value)
             elif param.required:
                 raise InvalidRequest.argument(param.wire, None, param.kind.wanted)
-        if len(args) == most and self.options and given(args[-1]):
+        if len(args) == most and self.options and args[-1] not in NOT_GIVEN:
             values |= self._read_options(args[-1])
         return values
 
@@ -80,27 +80,36 @@ class Action:
             if param is None:
                 names = ", ".join(one.wire for one in self.options)
                 raise InvalidRequest.argument(f"options of {self.name}", key, f"one of {names}")
-            if given(value):
+            if value not in NOT_GIVEN:
                 values[param.name] = param.kind.read(param.wire, value)
         return values
 
     def write_arguments(self, values: Mapping[str, Any]) -> list[Any]:
         """The arguments for the wire from Python ones by name: what `read_arguments` reads as just them.
 
-        None stands for an argument that was not given. Raises InvalidRequest for an unknown or missing one.
+        None stands for an argument that was not given; a word that is meant without being given is left out.
+        Raises InvalidRequest for an unknown or missing one.
         """
         known = _NAMES[self.name]
         for name in values:
             if name not in known:
                 raise InvalidRequest.argument(f"arguments of {self.name}", name, "a known argument")
-        args = [self._write_one(param, values) for param in self.params]
-        options = {
-            param.wire: param.kind.write(param.name, value)
-            for param in self.options
-            if (value := values.get(param.name)) is not None
-        }
+        args: list[Any] = []
+        for param in self.params:
+            value = values.get(param.name)
+            if value is not None:
+                args.append(param.kind.write(param.name, value))
+            elif param.required:
+                raise InvalidRequest.argument(param.name, None, param.kind.wanted)
+            else:
+                args.append(None)
+        options = {}
+        for param in self.options:
+            value = values.get(param.name)
+            if value is not None and value != param.kind.meant:
+                options[param.wire] = param.kind.write(param.name, value)
         if options:
-            return [*args, options]
+            args.append(options)
         while args and args[-1] is None:
             args.pop()
         return args
@@ -112,14 +121,6 @@ class Action:
     def in_python(self, error: InvalidRequest) -> InvalidRequest:
         """`error` from the wire, naming its argument as who called in Python wrote it."""
         return _renamed(error, _PYTHON_NAMES[self.name])
-
-    def _write_one(self, param: Param, values: Mapping[str, Any]) -> Any:
-        value = values.get(param.name)
-        if value is None:
-            if param.required:
-                raise InvalidRequest.argument(param.name, None, param.kind.wanted)
-            return None
-        return param.kind.write(param.name, value)
 
 
 def _need(name: str, kind: Kind) -> Param:

@@ -22,10 +22,8 @@ from agentos.model import (
 )
 from agentos.wire.values import UNDEFINED
 
-
-def given(value: Any) -> bool:
-    """Whether an argument was given: null and undefined both say that it was not."""
-    return value is not None and value is not UNDEFINED
+NOT_GIVEN: Final = (None, UNDEFINED)
+"""Null and undefined both say that an argument was not given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +37,8 @@ class Kind:
     read: Callable[[str, Any], Any]
     write: Callable[[str, Any], Any]
     """Takes Python's name and value: refuses what the VM's own method would refuse, in the same words."""
+    meant: str | None = None
+    """The value that is meant where none is given, so that it need not be sent."""
 
 
 def _read_flag(name: str, value: Any) -> bool:
@@ -171,7 +171,7 @@ def _write_files(name: str, value: Any) -> list[dict[str, Any]]:
 
 
 def choice(*names: str) -> Kind:
-    """One of a few words."""
+    """One of a few words, of which the first is meant where none is given."""
     wanted = " or ".join(names)
 
     def read(name: str, value: Any) -> str:
@@ -179,7 +179,7 @@ def choice(*names: str) -> Kind:
             raise InvalidRequest.argument(name, value, wanted)
         return str(value)
 
-    return Kind("str", wanted, read, read)
+    return Kind("str", wanted, read, read, names[0])
 
 
 def _counted(wanted: str, least: int = 0, most: int = 2**53 - 1) -> Kind:

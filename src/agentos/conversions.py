@@ -72,7 +72,10 @@ class Result:
 
 
 @cache
-def _fields(kind: type) -> tuple[tuple[str, str, bool], ...]:
+def _fields(kind: type) -> tuple[tuple[str, str, bool], ...] | None:
+    """Of a class of the model: each field, its name on the wire, and whether it is a time. None for any other class."""
+    if not dataclasses.is_dataclass(kind):
+        return None
     return tuple((one.name, camel(one.name), one.name in _TIMES) for one in dataclasses.fields(kind))
 
 
@@ -82,11 +85,13 @@ _PLAIN: Final = frozenset((type(None), str, bytes, bool, int, float))
 def write_value(value: Any) -> Any:
     """A frozen value of the model as an object of the wire."""
     if isinstance(value, tuple | list):
-        return [write_value(one) for one in value]
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return [write_value(one) for one in value] if value else []
+    kind: type = type(value)
+    fields = _fields(kind)
+    if fields is None:
         return value
     tree: dict[str, Any] = {}
-    for name, wire, is_time in _fields(type(value)):
+    for name, wire, is_time in fields:
         one = getattr(value, name)
         if is_time:
             tree[wire] = None if one is None else round(one * 1000, 3)
@@ -98,7 +103,7 @@ def write_value(value: Any) -> Any:
 def read_value(kind: type, tree: Mapping[str, Any], **more: Any) -> Any:
     """The value of class `kind` that `tree` stands for; `more` are fields that were read already."""
     values = dict(more)
-    for name, wire, is_time in _fields(kind):
+    for name, wire, is_time in _fields(kind) or ():
         if name in values or wire not in tree:
             continue
         one = tree[wire]

@@ -108,6 +108,22 @@ def test_arguments_come_back_as_they_were() -> None:
     assert action.write_arguments({"command": "ls", "args": None, "cwd": None}) == ["ls"]
 
 
+def test_what_is_meant_anyway_is_not_sent() -> None:
+    """A word that the VM's own method takes where none is given says nothing; any other is sent."""
+    action = actions.find("execFile")
+    assert action.write_arguments({"command": "ls", "encoding": "utf8", "on_leader_exit": "drain"}) == ["ls"]
+    assert action.write_arguments({"command": "ls", "encoding": "bytes"}) == [
+        "ls",
+        None,
+        {"encoding": "bytes"},
+    ]
+    meant = [(one, param) for one in actions.ACTIONS for param in one.options if param.kind.meant is not None]
+    assert {param.name for _, param in meant} == {"encoding", "on_leader_exit"}
+    for one, param in meant:
+        signature = inspect.signature(getattr(VM, one.method))
+        assert signature.parameters[param.name].default == param.kind.meant
+
+
 def test_bytes_that_are_no_text_arrive_as_bytes() -> None:
     """As an embedded VM takes them; a name has no other way than text, and is refused."""
     action = actions.find("writeProcessStdin")
