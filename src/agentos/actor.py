@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -103,7 +103,7 @@ class Household(Protocol):
 
 
 class Actor:
-    """One actor. Whoever uses it is within `active()`, so that it neither sleeps nor is forgotten."""
+    """One actor. Whoever uses it is within `with actor`, so that it neither sleeps nor is forgotten."""
 
     def __init__(self, actors: Household, record: ActorRecord, kind: VmKind) -> None:
         self.record = record
@@ -139,19 +139,13 @@ class Actor:
             "namespace": record.namespace,
         }
 
-    @contextlib.contextmanager
-    def active(self) -> Iterator[Actor]:
-        """It is in use."""
-        self._begin()
-        try:
-            yield self
-        finally:
-            self._end()
-
-    def _begin(self) -> None:
+    def __enter__(self) -> None:
         self._uses += 1
 
-    def _end(self) -> None:
+    def __exit__(self, *exc_info: object) -> None:
+        self._end_use()
+
+    def _end_use(self) -> None:
         self._uses -= 1
         if not self._uses:
             self._idle_since = time.monotonic()
@@ -227,14 +221,14 @@ class Actor:
         return Booted(record.name, record.key, record.namespace, record.actor_id, record.input, vm)
 
     def _stream_started(self, source: Process | Shell) -> None:
-        self._begin()
+        self._uses += 1
         stream = self.streams.begin(source)
         for listener in list(self.listeners):
             listener.stream_started(stream)
         log.debug("%s started", stream.scope, extra={**self.labels(), "pid": source.pid})
 
     def _stream_ended(self, source: Process | Shell) -> None:
-        self._end()
+        self._end_use()
         log.debug("exited", extra={**self.labels(), "pid": source.pid, "exit_code": source.exit_code})
         self.streams.end(source)
 

@@ -5,29 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Sequence
+from typing import Any, Final
 
 from agentos import actions
 from agentos.actor import Actor
 from agentos.errors import AgentOSError, InvalidRequest, ProcessNotFound, ShellNotFound
+from agentos.machine.vm import VM
 from agentos.server.fetch import fetch
 from agentos.server.metrics import Metrics
 from agentos.server.previews import Previews
 
 log = logging.getLogger("agentos.server")
 
-_BIG_BYTES: Final = 256 * 1024
+BIG_BYTES: Final = 256 * 1024
 """Messages beyond this are decoded and encoded in a thread, so that nobody else waits for it."""
-
-T = TypeVar("T")
-
-
-async def off_loop(size: int, work: Callable[..., T], *args: Any) -> T:
-    """What `work` returns: done at once for a message of a small `size`, in a thread for a big one."""
-    if size > _BIG_BYTES:
-        return await asyncio.to_thread(work, *args)
-    return work(*args)
 
 
 def weight(output: Any) -> int:
@@ -35,7 +27,11 @@ def weight(output: Any) -> int:
     if isinstance(output, str | bytes):
         return len(output)
     if isinstance(output, dict):
-        return sum(weight(one) if isinstance(one, str | bytes) else 64 for one in output.values())
+        total = 64 * len(output)
+        for one in output.values():
+            if isinstance(one, str | bytes):
+                total += len(one)
+        return total
     return 64 * len(output) if isinstance(output, list) else 0
 
 
@@ -53,11 +49,19 @@ class Calls:
         """
         began = time.perf_counter()
         label, failure = "unknown", None
-        self._metrics.began()
+        self._metrics.in_flight += 1
         try:
             action = actions.find(name)
             label = action.name
-            return await self._run(actor, action, action.read_arguments(args), origin)
+            arguments = action.read_arguments(args)
+            if action.target == "actor":
+                output = await self._of_actor(actor, action.method, arguments, origin)
+            else:
+                vm = await actor.vm()
+                if actions.BOOT.name in arguments:
+                    _check_boot(vm, arguments)
+                output = await getattr(vm if action.target == "vm" else vm.files, action.method)(**arguments)
+            return action.result.write(output)
         except InvalidRequest as error:
             failure = error.code
             raise action.on_the_wire(error) from None
@@ -72,19 +76,8 @@ class Calls:
             log.exception("action failed", extra={**actor.labels(), "action": label})
             raise
         finally:
+            self._metrics.in_flight -= 1
             self._metrics.ended(label, time.perf_counter() - began, failure)
-
-    async def _run(self, actor: Actor, action: actions.Action, arguments: dict[str, Any], origin: str) -> Any:
-        if action.target == "actor":
-            return action.result.write(await self._of_actor(actor, action.method, arguments, origin))
-        vm = await actor.vm()
-        boot = arguments.pop(actions.BOOT.name, vm.boot_id)
-        if boot != vm.boot_id:
-            if "pid" in arguments:
-                raise ProcessNotFound.of(arguments["pid"])
-            raise ShellNotFound.of(arguments["shell_id"])
-        method = getattr(vm if action.target == "vm" else vm.files, action.method)
-        return action.result.write(await method(**arguments))
 
     async def _of_actor(self, actor: Actor, method: str, arguments: dict[str, Any], origin: str) -> Any:
         if method == "destroy":
@@ -94,3 +87,11 @@ class Calls:
         if method == "create_preview":
             return self._previews.create(actor.actor_id, origin, **arguments)
         return await fetch(await actor.vm(), **arguments)
+
+
+def _check_boot(vm: VM, arguments: dict[str, Any]) -> None:
+    """Take the boot that is asked for out of `arguments`: of another one, what they name is not there."""
+    if arguments.pop(actions.BOOT.name) != vm.boot_id:
+        if "pid" in arguments:
+            raise ProcessNotFound.of(arguments["pid"])
+        raise ShellNotFound.of(arguments["shell_id"])

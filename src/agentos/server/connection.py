@@ -10,12 +10,13 @@ from typing import Any
 
 from agentos.actor import Actor
 from agentos.errors import AgentOSError, InternalError, InvalidRequest
-from agentos.server.calls import Calls, off_loop, weight
+from agentos.server.calls import BIG_BYTES, Calls, weight
 from agentos.server.events import Subscriber
 from agentos.server.http import Receive, Send
 from agentos.server.metrics import Metrics
+from agentos.server.outgoing import Outgoing
 from agentos.server.settings import Settings
-from agentos.wire.connection import CANCEL, ActionCalled, Refused, ServerConnection, Subscribed
+from agentos.wire.connection import CANCEL, ActionCalled, Received, Refused, ServerConnection, Subscribed
 from agentos.wire.encodings import Encoding, Frame
 from agentos.wire.failures import DESTROYED, MALFORMED, Close
 from agentos.wire.keys import serialize_key
@@ -56,15 +57,14 @@ class Connection:
         self._calls = calls
         self._origin = origin
         self._settings = settings
-        self._sending = asyncio.Lock()
-        self._unsent = 0
-        self._taken = asyncio.Event()
+        # A socket that takes nothing any more: the reader is told so too, and ends everything.
+        self._outgoing = Outgoing(send, lambda: self.end(None))
         self._tasks: set[asyncio.Task[None]] = set()
         self._acting: dict[int, asyncio.Task[None]] = {}
         """Actions that have not come to their result, by id."""
         self._ending: asyncio.Future[Close | None] = asyncio.get_running_loop().create_future()
         self._subscriber = Subscriber(
-            actor, self._core, self._send, metrics.counters, lambda: self.end(DESTROYED)
+            actor, self._core, self._outgoing.send, metrics.counters, lambda: self.end(DESTROYED)
         )
 
     def end(self, close: Close | None) -> None:
@@ -100,30 +100,33 @@ class Connection:
             await asyncio.wait(pending, timeout=_LAST_SECONDS)
 
     async def _read(self) -> Close | None:
-        await self._send(self._core.start())
+        await self._outgoing.send(self._core.start())
         self._subscriber.start()
         while True:
             message = await self._receive()
             if message["type"] == "websocket.disconnect":
                 return None
             text = message.get("text")
+            frame = text if text is not None else message["bytes"]
             try:
-                await self._take(text if text is not None else message["bytes"])
+                if len(frame) > BIG_BYTES:
+                    received = await asyncio.to_thread(self._core.receive, frame)
+                else:
+                    received = self._core.receive(frame)
             except MalformedMessage:
                 return MALFORMED
-            while self._unsent > self._settings.max_unsent_bytes:
-                self._taken.clear()
-                await self._taken.wait()
+            self._heed(received)
+            if self._outgoing.unsent > self._settings.max_unsent_bytes:
+                await self._outgoing.at_most(self._settings.max_unsent_bytes)
 
-    async def _take(self, frame: Frame) -> None:
-        received = await off_loop(len(frame), self._core.receive, frame)
+    def _heed(self, received: Received | None) -> None:
         if isinstance(received, ActionCalled) and received.name in (RESUME, CANCEL):
             do = self._resume if received.name == RESUME else self._cancel
-            self._spawn(self._send(self._answer(received, do)))
+            self._spawn(self._outgoing.send(self._answer(received, do)))
         elif isinstance(received, ActionCalled):
             self._acting[received.id] = self._spawn(self._act(received))
         elif isinstance(received, Refused):
-            self._spawn(self._send(self._core.fail(received.action_id, received.error)))
+            self._spawn(self._outgoing.send(self._core.fail(received.action_id, received.error)))
         elif isinstance(received, Subscribed):
             self._subscriber.subscribed(received.name)
 
@@ -143,7 +146,9 @@ class Connection:
         task = self._acting.pop(args[0], None)
         if task is not None:
             task.cancel()
-            self._spawn(self._send(self._core.fail(args[0], Cancelled("the client cancelled the action"))))
+            self._spawn(
+                self._outgoing.send(self._core.fail(args[0], Cancelled("the client cancelled the action")))
+            )
 
     def _spawn(self, work: Any) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -153,33 +158,17 @@ class Connection:
 
     async def _act(self, called: ActionCalled) -> None:
         try:
-            output = await self._perform(called)
-            frame = await off_loop(weight(output), self._core.respond, called.id, output)
+            try:
+                output = await self._calls.perform(self._actor, called.name, called.args, self._origin)
+            finally:
+                # From here on it is answered, and not to be cancelled any more.
+                self._acting.pop(called.id, None)
+            if weight(output) > BIG_BYTES:
+                frame = await asyncio.to_thread(self._core.respond, called.id, output)
+            else:
+                frame = self._core.respond(called.id, output)
         except AgentOSError as error:
             frame = self._core.fail(called.id, error)
         except Exception:
             frame = self._core.fail(called.id, InternalError("An internal error occurred"))
-        await self._send(frame)
-
-    async def _perform(self, called: ActionCalled) -> Any:
-        try:
-            return await self._calls.perform(self._actor, called.name, called.args, self._origin)
-        finally:
-            # From here on it is answered, and not to be cancelled any more.
-            self._acting.pop(called.id, None)
-
-    async def _send(self, frame: Frame) -> None:
-        """Send a frame; returns when the socket takes more. What cannot be sent ends the connection."""
-        kind = "text" if isinstance(frame, str) else "bytes"
-        self._unsent += len(frame)
-        try:
-            async with self._sending:
-                await self._raw_send({"type": "websocket.send", kind: frame})
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            # Nobody is there any more: the reader is told so too, and ends everything.
-            self.end(None)
-        finally:
-            self._unsent -= len(frame)
-            self._taken.set()
+        await self._outgoing.send(frame)

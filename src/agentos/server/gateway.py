@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from functools import lru_cache
 from typing import Any, Final
 
@@ -13,7 +12,7 @@ from agentos.actor import Actor
 from agentos.actors import Actors
 from agentos.errors import AgentOSError, InternalError, InvalidRequest, LimitExceeded, VmNotFound
 from agentos.server.access import Access
-from agentos.server.calls import Calls, off_loop, weight
+from agentos.server.calls import BIG_BYTES, Calls, weight
 from agentos.server.connection import Connection
 from agentos.server.http import (
     JSON_TYPE,
@@ -112,10 +111,15 @@ class Gateway:
             # counted from here on are waited for.
             self._check_staying()
             actor = self._find(address)
-            with actor.active(), self._one_more_call():
-                await actor.admit(terms.params)
-                work = self._actions.perform(actor, asked.name, call.args, self._origin(request))
-                output = await _until_gone(work, receive)
+            self._calls += 1
+            try:
+                with actor:
+                    await actor.admit(terms.params)
+                    work = self._actions.perform(actor, asked.name, call.args, self._origin(request))
+                    output = await _until_gone(work, receive)
+            finally:
+                self._calls -= 1
+                self._look_empty()
             body = await _encoded(encoding, output)
         except Disconnected:
             return
@@ -206,7 +210,7 @@ class Gateway:
             if not isinstance(address.asked, Connect):
                 raise RouteNotFound("there is nothing under this path")
             actor = self._find(address)
-            with actor.active():
+            with actor:
                 async with asyncio.timeout(_HOOK_SECONDS):
                     await actor.admit(terms.params)
                 counters.connections += 1
@@ -240,15 +244,6 @@ class Gateway:
             await connection.run()
         finally:
             self._connections.discard(connection)
-            self._look_empty()
-
-    @contextlib.contextmanager
-    def _one_more_call(self) -> Iterator[None]:
-        self._calls += 1
-        try:
-            yield
-        finally:
-            self._calls -= 1
             self._look_empty()
 
     def _look_empty(self) -> None:
@@ -308,11 +303,16 @@ def _actor_headers(actor: Actor) -> Headers:
 async def _decoded(encoding: Encoding, data: bytes) -> HttpActionRequest:
     if not data:
         raise InvalidRequest("the body is empty: wanted an object with args", argument="body")
-    return await off_loop(len(data), encoding.decode_body, HttpActionRequest, data)
+    if len(data) > BIG_BYTES:
+        return await asyncio.to_thread(encoding.decode_body, HttpActionRequest, data)
+    return encoding.decode_body(HttpActionRequest, data)
 
 
 async def _encoded(encoding: Encoding, output: Any) -> bytes:
-    return await off_loop(weight(output), encoding.encode_body, HttpActionResponse(output))
+    message = HttpActionResponse(output)
+    if weight(output) > BIG_BYTES:
+        return await asyncio.to_thread(encoding.encode_body, message)
+    return encoding.encode_body(message)
 
 
 async def _until_gone(work: Coroutine[Any, Any, Any], receive: Receive) -> Any:

@@ -85,7 +85,7 @@ class PreviewProxy:
     def _one_more(self, actor: Actor) -> Iterator[None]:
         self._counters.previews += 1
         try:
-            with actor.active():
+            with actor:
                 yield
         finally:
             self._counters.previews -= 1
