@@ -94,18 +94,18 @@ def of_the_session() -> tuple[set[int], set[int], set[threading.Thread]]:
     default = host._default
     if default is not None:
         factory = default._factory
-        if factory._control is not None:
-            fds.add(factory._control.fileno())
+        if factory.zygote is not None:
+            fds.add(factory.zygote.fileno())
+            children.add(factory.zygote.pid)
+            threads.add(factory.zygote.thread)
         for raw in factory.pool.ready():
-            held = [getattr(raw, one.name) for one in dataclasses.fields(raw)]
+            held = [getattr(raw, one.name) for one in dataclasses.fields(raw)] + [raw.remains._sock]
             held += [part for one in held if isinstance(one, tuple) for part in one]
             fds |= {
                 one if isinstance(one, int) else one.fileno()
                 for one in held
                 if isinstance(one, int | socket.socket) and not isinstance(one, bool)
             }
-        if factory._process is not None:
-            children.add(factory._process.pid)
     behind = background._background
     if behind is not None:
         loop = behind.loop
@@ -119,7 +119,7 @@ def of_the_session() -> tuple[set[int], set[int], set[threading.Thread]]:
 def cgroups_in_use() -> int:
     """cgroups of the default host's VMs that hold a process, the pool's not counted."""
     default = host._default
-    if default is None or default._factory._process is None:
+    if default is None or default._factory.zygote is None:
         return 0
     homes = [
         state["directory"] for state in default._factory.cgroups["controllers"].values() if state["directory"]
@@ -127,7 +127,7 @@ def cgroups_in_use() -> int:
     if not homes:
         return 0
     used = 0
-    for path in glob.glob(f"{homes[0]}/agentos-*-{default._factory._process.pid}-*/vm-*/cgroup.procs"):
+    for path in glob.glob(f"{homes[0]}/agentos-*-{default._factory.zygote.pid}-*/vm-*/cgroup.procs"):
         try:
             with open(path, encoding="ascii") as file:
                 used += bool(file.read())

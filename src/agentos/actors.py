@@ -86,7 +86,7 @@ class Actors:
                         remedy=f"see who has {data_dir / 'vms.lock'} open",
                     )
                 await asyncio.sleep(0.01)  # flock(2) knows no time limit
-            (await self.host.ready()).hold(str(data_dir), lock_fd)
+            await self.host.hold(str(data_dir), lock_fd)
         finally:
             os.close(lock_fd)
 
@@ -211,7 +211,7 @@ class Actors:
         self._by_key.clear()
         if self.data_dir is not None:
             await self.host.forget_ready(str(self.data_dir / "vms"))
-            (await self.host.ready()).release(str(self.data_dir))
+            self.host.release(str(self.data_dir))
         self.store.close()
         if self._lock_fd >= 0:
             os.close(self._lock_fd)

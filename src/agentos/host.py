@@ -1,13 +1,15 @@
-"""The host of VMs in this process: one zygote, and every VM that came from it."""
+"""The host of VMs in this process: its zygote, and every VM that came from it."""
 
 from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import os
 import threading
 from weakref import WeakKeyDictionary
 
+from agentos.errors import BootFailed
 from agentos.machine.factory import Factory
 from agentos.machine.retention import Retention
 from agentos.machine.vm import VM
@@ -23,7 +25,8 @@ class Host:
     """Makes VMs. `pool` booted, unnamed VMs are kept ready for specs that ask for nothing special.
 
     A VM in the pool costs what an idle VM costs; taking one makes room for the next, which boots in the
-    background. Usable from any number of event loops and threads, one after another or at once.
+    background. Usable from any number of event loops and threads, one after another or at once. If its zygote is
+    killed its VMs end, and the next one is made by another zygote.
 
     `exited_log_bytes` and `lossless_bytes` bound for all its VMs of one event loop together what the limits of these
     names bound for each.
@@ -36,7 +39,6 @@ class Host:
         self._lossless_bytes = check_count("lossless_bytes", lossless_bytes, least=1)
         self._retentions: WeakKeyDictionary[asyncio.AbstractEventLoop, Retention] = WeakKeyDictionary()
         self._factory = Factory(check_count("pool", pool, most=1000))
-        self._started = False
         self.vms: set[VM] = set()
         self.traffic = Traffic()
         """What its VMs have had of the network."""
@@ -49,10 +51,9 @@ class Host:
         await self.close()
 
     async def ready(self) -> Factory:
-        """Start the zygote unless it runs. Raises BootFailed with what the host lacks."""
-        if not self._started:
+        """Start a zygote unless one runs: the first, or another in place of one that died. Raises BootFailed."""
+        if not self._factory.running:
             await asyncio.to_thread(self._factory.start)
-            self._started = True
         return self._factory
 
     def retention(self) -> Retention:
@@ -78,9 +79,25 @@ class Host:
 
     async def forget_ready(self, storage_in: str) -> None:
         """Have none ready any more for storage in this directory, and remove what is there of them."""
-        if self._started:
-            factory = self._factory
-            await asyncio.to_thread(lambda: factory.discard(factory.pool.drop(storage_in)))
+        factory = self._factory
+        if factory.zygote is None:
+            return
+        dropped = await asyncio.to_thread(factory.pool.drop, storage_in)
+        # A second time if the zygote dies meanwhile: the files are those of ids that only a zygote has.
+        for _ in range(2):
+            with contextlib.suppress(BootFailed):
+                await self.ready()
+            if await asyncio.to_thread(factory.discard, dropped):
+                return
+            dropped = []
+
+    async def hold(self, name: str, fd: int) -> None:
+        """Have a copy of `fd` stay open until `release`, or the last VM is gone, even if this process is killed."""
+        (await self.ready()).hold(name, fd)
+
+    def release(self, name: str) -> None:
+        """Close what was to be held under this name. No effect where there is nothing."""
+        self._factory.release(name)
 
     async def close(self) -> None:
         """End every VM and the zygote, and wait until nothing of them is left."""
@@ -88,7 +105,6 @@ class Host:
 
     def shut_down(self) -> None:
         """As `close`, blocking, from any thread."""
-        self._started = False
         self._factory.close()
 
 

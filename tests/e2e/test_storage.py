@@ -64,8 +64,7 @@ def test_a_ready_vm_that_has_died_is_not_handed_out(run: Any, tmp_path: Path) ->
             await host.keep_ready(VmSpec(), 2, str(tmp_path))
             first, _ = (await host.ready()).pool.ready()
             first.sock.shutdown(2)
-            os.set_blocking(first.gone_fd, True)
-            os.read(first.gone_fd, 1)
+            assert first.remains.wait(10)
             async with VM(spec=spec(tmp_path / "mine"), host=host) as vm:
                 assert (await vm.exec("echo lives")).stdout == "lives\n"
 

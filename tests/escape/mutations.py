@@ -178,7 +178,7 @@ DEFENCES: dict[str, tuple[Edit, ...]] = {
         ),
     ),
     "descriptors closed": (
-        ("machine/factory.py", "pass_fds=[theirs.fileno()],", "pass_fds=[theirs.fileno(), 900],"),
+        ("machine/zygote_process.py", "pass_fds=[theirs.fileno()],", "pass_fds=[theirs.fileno(), 900],"),
         (
             "machine/seed.py",
             "closerange(_BOOTED + 1, 1 << 20)",

@@ -14,7 +14,7 @@ from errno import ENOSPC
 from io import BytesIO
 from typing import Any, TypeVar
 
-from agentos.errors import FileError, InvalidRequest, LimitExceeded, file_error
+from agentos.errors import FileError, InvalidRequest, LimitExceeded, VmStopped, file_error
 from agentos.machine.filechunks import CHUNK_BYTES, write_chunks
 from agentos.machine.fileserver import DATA, END, REPLY
 from agentos.machine.filevalues import (
@@ -78,9 +78,9 @@ class Files:
         self.full: Callable[[], object] = lambda: False
         """Whether nothing may be written for now, where the kernel does not say so itself."""
 
-    def close(self) -> None:
-        """Close all workers, for good. What is under way or waits ends with VmStopped."""
-        self._workers.close()
+    def close(self, why: VmStopped) -> None:
+        """Close all workers, for good. What is under way or waits ends with `why`."""
+        self._workers.close(why)
 
     async def read_file(self, path: str, *, offset: int = 0, length: int | None = None) -> bytes:
         """The bytes of a regular file from `offset` on, at most `length`; fewer at its end.

@@ -10,7 +10,7 @@ import socket
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from agentos.errors import AgentOSError, NoSpace, VmError, VmStopped
+from agentos.errors import NoSpace, VmError, VmStopped
 from agentos.machine import filewire
 from agentos.machine.filewire import Worker
 
@@ -24,10 +24,6 @@ IDLE_S = 10.0
 OpenWorker = Callable[[], Awaitable[socket.socket]]
 
 
-def _stopped() -> AgentOSError:
-    return VmStopped("The VM was closed", reason="closed")
-
-
 class Workers:
     """The workers of one VM: taken for one operation each, kept for a while, at most WORKERS of them."""
 
@@ -39,13 +35,13 @@ class Workers:
         self._streams = _Gate(STREAM_WORKERS)
         self._idle: list[Worker] = []
         self._busy: set[Worker] = set()
-        self._closed = False
+        self._closed: VmStopped | None = None
 
-    def close(self) -> None:
-        """Close every worker, for good: what they do, and what waits for one, ends with VmStopped."""
-        self._closed = True
+    def close(self, why: VmStopped) -> None:
+        """Close every worker, for good: what they do, and what waits for one, ends with `why`."""
+        self._closed = why
         for worker in [*self._idle, *self._busy]:
-            worker.close(_stopped())
+            worker.close(VmStopped(why.message, **why.details))
         self._idle.clear()
         self._all.open_wide()
         self._streams.open_wide()
@@ -102,8 +98,8 @@ class Workers:
         return worker
 
     def _check(self) -> None:
-        if self._closed:
-            raise _stopped()
+        if self._closed is not None:
+            raise VmStopped(self._closed.message, **self._closed.details)
 
     def _close_idle(self, worker: Worker) -> None:
         self._idle.remove(worker)

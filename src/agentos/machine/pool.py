@@ -17,6 +17,7 @@ from agentos.machine.jobs import BASH, check_program
 from agentos.machine.launcher import WARM_UP
 from agentos.machine.link import FIRST_NUMBER
 from agentos.machine.plan import UIDS
+from agentos.machine.remains import Remains
 from agentos.model import VmSpec
 
 _BOOT_SECONDS = 20.0
@@ -29,15 +30,12 @@ class RawVm:
     """A VM that boots or has booted, not yet attached to an event loop. Whoever takes it owns both."""
 
     sock: socket.socket
-    gone_fd: int
-    """Reaches its end when nothing of the VM is left on this host."""
+    remains: Remains
     spec: VmSpec
     has_disk: bool = False
     """Whether the kernel bounds what it writes to its storage."""
     spawner: tuple[socket.socket, int] | None = None
     """Socket and journal of a spawner of the spec's user, in a VM that is kept ready."""
-    name: str = ""
-    """By which the zygote knows it."""
 
     def booted(self, seconds: float) -> bool:
         """Whether it comes to life within this time. Blocks."""
@@ -48,9 +46,7 @@ class RawVm:
     @property
     def gone(self) -> bool:
         """Whether it has ended."""
-        poll = select.poll()
-        poll.register(self.gone_fd, select.POLLIN)
-        return bool(poll.poll(0))
+        return self.remains.ended
 
     def close(self) -> None:
         """Let go of it: its init ends."""
@@ -58,7 +54,7 @@ class RawVm:
         if self.spawner is not None:
             self.spawner[0].close()
             os.close(self.spawner[1])
-        os.close(self.gone_fd)
+        self.remains.close()
 
 
 @dataclass(slots=True)
@@ -72,10 +68,14 @@ class _Shelf:
 
 
 class Pool:
-    """Ready VMs by their kind. Safe to use from several threads; `fill` blocks, nothing else does."""
+    """Ready VMs by their kind. Safe to use from several threads; `fill` blocks, nothing else does.
 
-    def __init__(self, make: Callable[[VmSpec], RawVm]) -> None:
+    `make` makes one; `abandon` is told of storage that is nobody's.
+    """
+
+    def __init__(self, make: Callable[[VmSpec], RawVm], abandon: Callable[[str], None]) -> None:
         self._make = make
+        self._abandon = abandon
         self._lock = threading.Lock()
         self._filling = threading.Lock()
         self._shelves: list[_Shelf] = []
@@ -105,13 +105,13 @@ class Pool:
             beside, spec = os.path.dirname(storage), replace(spec, storage=None)
         while (raw := self._pop(spec, beside)) is not None:
             if raw.gone:
-                raw.close()
+                self.let_go(raw)
                 continue
             if storage is not None:
                 try:
                     os.rename(str(raw.spec.storage), storage)
                 except OSError:
-                    raw.close()
+                    self.let_go(raw)
                     return None  # making it afresh will fail as well, and say why
                 raw.spec = replace(spec, storage=storage)
             return raw
@@ -128,21 +128,30 @@ class Pool:
         """Bring every shelf to its size. What cannot be made now is left: whoever asks for one is told why."""
         with self._filling:
             while (shelf := self._shortest()) is not None:
+                spec = shelf.spec if shelf.beside is None else _with_storage(shelf)
                 try:
-                    raw = self._make(shelf.spec if shelf.beside is None else _with_storage(shelf))
+                    raw = self._make(spec)
                 except (AgentOSError, OSError):
+                    if spec.storage is not None:
+                        self._abandon(spec.storage)
                     return
                 try:
                     _get_ready(raw)
                 except OSError:  # it has ended
-                    raw.close()
+                    self.let_go(raw)
                     return
                 # Until its storage is mounted a VM does mind its directory's name.
                 if shelf.beside is not None and not raw.booted(_BOOT_SECONDS):
-                    raw.close()
+                    self.let_go(raw)
                     return
                 with self._lock:
                     shelf.vms.append(raw)
+
+    def let_go(self, raw: RawVm) -> None:
+        """End one that nobody has asked for."""
+        raw.close()
+        if raw.spec.storage is not None:
+            self._abandon(raw.spec.storage)
 
     def _shortest(self) -> _Shelf | None:
         with self._lock:
@@ -155,6 +164,14 @@ class Pool:
             dropped = [one for one in self._shelves if one.beside == beside]
             self._shelves = [one for one in self._shelves if one.beside != beside]
         return [raw for shelf in dropped for raw in shelf.vms]
+
+    def empty(self) -> list[RawVm]:
+        """Take all out that are ready; `fill` makes others. Returns those that were."""
+        with self._filling, self._lock:
+            ready = [raw for shelf in self._shelves for raw in shelf.vms]
+            for shelf in self._shelves:
+                shelf.vms.clear()
+        return ready
 
     def close(self) -> list[RawVm]:
         """Keep none ready any more, for good. Returns those that were."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from agentos.errors import BootFailed, InvalidRequest, VmStopped
+from agentos.errors import BootFailed, InvalidRequest, VmError, VmStopped
 from agentos.linux.cgroups import Cgroup
 from agentos.machine.alarms import Alarms
 from agentos.machine.connections import Connections
@@ -24,8 +23,9 @@ from agentos.machine.leftovers import Leftovers
 from agentos.machine.link import Link
 from agentos.machine.outlets import PROXY_PORT, SERVICE, Ways
 from agentos.machine.plan import HOME, UIDS
-from agentos.machine.pool import Pool, RawVm
+from agentos.machine.pool import RawVm
 from agentos.machine.process import Process
+from agentos.machine.remains import Remains
 from agentos.machine.shell import Shell
 from agentos.machine.shells import Shells
 from agentos.machine.spawned import Spawned
@@ -33,6 +33,7 @@ from agentos.machine.starts import Starts
 from agentos.machine.verbs.exec import ExecVerbs
 from agentos.machine.verbs.processes import BackgroundVerbs
 from agentos.machine.verbs.shells import ShellVerbs
+from agentos.machine.zygote_process import ZygoteEnded
 from agentos.model import LimitReached, Limits, Mount, VmSpec, check_count, check_data, check_env, check_text
 from agentos.network.rules import Network
 
@@ -87,11 +88,9 @@ class VM(ExecVerbs, BackgroundVerbs, ShellVerbs):
         """Names this boot: only within it a pid or a shell's id means the same process."""
         self._host = host
         self._seed = _check_files(files)
-        self._link: Link | None = None
+        self._remains: Remains | None = None
         self._gone: asyncio.Future[None] | None = None
-        self._gone_fd = -1
-        self._factory: Factory | None = None
-        self._raw_name = ""
+        self._closed = False
         self._end_timer: asyncio.TimerHandle | None = None
         self._cgroup: Cgroup | None = None
         self._files: Files | None = None
@@ -109,7 +108,11 @@ class VM(ExecVerbs, BackgroundVerbs, ShellVerbs):
         self.on_stopped: Callable[[], None] | None = None
         self.on_limit: Callable[[LimitReached], None] | None = None
         """Called when the VM has come to one of its limits: once for each burst, and once a second at most."""
+        self._make_parts()
+
+    def _make_parts(self) -> None:
         limits = self.spec.limits
+        self._link: Link | None = None
         self._alarms = Alarms(limits, self._limit_reached)
         self._starts = Starts(limits, self._alarms)
         self._spawned = Spawned(limits)
@@ -136,38 +139,61 @@ class VM(ExecVerbs, BackgroundVerbs, ShellVerbs):
             from agentos.host import default_host
 
             self._host = default_host()
-        factory = self._factory = await self._host.ready()
+        try:
+            await self._boot(self._host)
+        except ZygoteEnded:
+            if self._closed:
+                raise
+            self._make_parts()
+            await self._boot(self._host)
+        self._host.vms.add(self)
+        return self
+
+    async def _boot(self, host: Host) -> None:
+        """Raises BootFailed; ZygoteEnded where a second try may do."""
+        factory = await host.ready()
         shell = BASH if self.spec.image is None else _shell_of(self.spec.image)
         raw = factory.pool.take(self.spec) or await _create(factory, self.spec)
         if shell != BASH:
             self._shell = shell
             self.spec = replace(self.spec, env={"SHELL": shell, **self.spec.env})
         self._attach(raw)
-        self._spawned.retention.join(self._host.retention())
         try:
-            booted = await asyncio.shield(self.link.booted)
-            if self.link.warm is not None:
-                await asyncio.shield(self.link.warm)
-            self._cgroup = Cgroup.from_dict(booted["cgroup"])
-            if self.spec.network:
-                self._begin_egress(self._host)
-            self._alarms.start(asyncio.get_running_loop(), self._cgroup)
-            if self.spec.storage is not None and not raw.has_disk:
-                self._footprint = Footprint(
-                    self.spec.storage, self.spec.limits, factory.measure, self._storage_exceeded
-                )
-                self.files.full = lambda: self._footprint.full if self._footprint else None
-            # Not at once: the next VM's boot would compete with what this one was made for.
-            asyncio.get_running_loop().call_later(_REFILL_SECONDS, self._alarms.listen)
-            if factory.pool.lacking:
-                asyncio.get_running_loop().call_later(_REFILL_SECONDS, _refill, factory.pool)
-            for path, content in self._seed.items():
-                await self.files.write_file(path, content)
-        except BaseException:
-            await self.close()
+            await self._come_up(host, factory, has_disk=raw.has_disk)
+            self._check_up()
+        except BaseException as error:
+            self.link.close(VmStopped("the VM was closed", reason="closed"))
+            await self._over()
+            if isinstance(error, VmError) and raw.remains.lost and factory.zygote is not None:
+                raise ZygoteEnded.of("the VM was booting") from error
             raise
-        self._host.vms.add(self)
-        return self
+
+    def _check_up(self) -> None:
+        # It may have ended after it said that it had booted.
+        if not self.running or self._remains is None or self._remains.ended:
+            raise BootFailed("the VM ended while it booted", step="boot", errno=0, remedy="")
+
+    async def _come_up(self, host: Host, factory: Factory, *, has_disk: bool) -> None:
+        self._spawned.retention.join(host.retention())
+        booted = await asyncio.shield(self.link.booted)
+        if self.link.warm is not None:
+            await asyncio.shield(self.link.warm)
+        self._check_up()
+        self._cgroup = Cgroup.from_dict(booted["cgroup"])
+        if self.spec.network:
+            self._begin_egress(host)
+        self._alarms.start(asyncio.get_running_loop(), self._cgroup)
+        if self.spec.storage is not None and not has_disk:
+            self._footprint = Footprint(
+                self.spec.storage, self.spec.limits, factory.measure, self._storage_exceeded
+            )
+            self.files.full = lambda: self._footprint.full if self._footprint else None
+        # Not at once: the next VM's boot would compete with what this one was made for.
+        asyncio.get_running_loop().call_later(_REFILL_SECONDS, self._alarms.listen)
+        if factory.pool.lacking:
+            asyncio.get_running_loop().call_later(_REFILL_SECONDS, _refill, factory)
+        for path, content in self._seed.items():
+            await self.files.write_file(path, content)
 
     def _begin_egress(self, host: Host) -> None:
         # Not at the top: most VMs have no network, and their programs shall not pay for it.
@@ -189,12 +215,11 @@ class VM(ExecVerbs, BackgroundVerbs, ShellVerbs):
     def _attach(self, raw: RawVm) -> None:
         loop = asyncio.get_running_loop()
         self._gone = loop.create_future()
-        self._gone_fd = raw.gone_fd
-        loop.add_reader(raw.gone_fd, self._nothing_left)
+        self._remains = raw.remains
+        self._watch(raw.remains, raw.remains.fileno())
         self._link = Link(loop, raw.sock)
         self._link.on_end = self._stopped
         self._link.on_disk = self._disk_seen
-        self._raw_name = raw.name
         if raw.spawner is not None:
             self._link.take_spawner(UIDS[self.spec.user], *raw.spawner)
         self._files = Files(
@@ -221,21 +246,29 @@ class VM(ExecVerbs, BackgroundVerbs, ShellVerbs):
         with contextlib.suppress(VmStopped):
             self.link.send({"op": "kill_all"})
 
-    def _nothing_left(self) -> None:
-        """The zygote has closed its end: processes, mounts and cgroup are gone."""
-        if self._gone_fd >= 0 and self._gone is not None:
-            asyncio.get_running_loop().remove_reader(self._gone_fd)
-            os.close(self._gone_fd)
-            self._gone_fd = -1
-            if not self._gone.done():
+    def _watch(self, remains: Remains, fd: int) -> None:
+        asyncio.get_running_loop().add_reader(fd, self._look_at_remains, remains, fd)
+
+    def _look_at_remains(self, remains: Remains, fd: int) -> None:
+        """The zygote has said something of this VM, or has ended; or init has, after the zygote."""
+        over, now = remains.look(), remains.fileno()
+        if remains.lost:
+            self.link.close(VmStopped("the zygote ended, and its VMs with it", reason="error"))
+        if over or now != fd:
+            asyncio.get_running_loop().remove_reader(fd)
+        if over:
+            remains.close()
+            if self._gone is not None and not self._gone.done():
                 self._gone.set_result(None)
             if self._end_timer is not None:
                 self._end_timer.cancel()
+        elif now != fd:
+            self._watch(remains, now)
 
     def _insist_on_end(self) -> None:
         """Init should have ended when its channel did. Whoever keeps it from that is killed with it."""
-        if self._factory is not None and self._gone is not None and not self._gone.done():
-            self._factory.end(self._raw_name)
+        if self._remains is not None:
+            self._remains.kill()
 
     def _stopped(self) -> None:
         self._end_timer = self.link.loop.call_later(_END_SECONDS, self._insist_on_end)
@@ -245,21 +278,26 @@ class VM(ExecVerbs, BackgroundVerbs, ShellVerbs):
         self._leftovers.close()
         self._spawned.retention.close()
         if self._files is not None:
-            self._files.close()
+            self._files.close(self.link.stopped_error())
         if self._connections is not None:
             self._connections.close()
         if self._egress is not None:
             self._egress.close()
-        if self._host is not None:
+        if self._host is not None and self in self._host.vms:
             self._host.vms.discard(self)
-        if self.on_stopped:
-            self.on_stopped()
+            if self.on_stopped:
+                self.on_stopped()
 
     async def close(self) -> None:
         """End the VM and wait until nothing of it is left. No effect when it has ended."""
         if self._link is None:
             return
+        self._closed = True
         self._link.close(VmStopped("the VM was closed", reason="closed"))
+        await self._over()
+
+    async def _over(self) -> None:
+        """Wait until nothing is left of it."""
         assert self._gone is not None
         await asyncio.shield(self._gone)
 
@@ -313,9 +351,9 @@ def _let_go(making: asyncio.Future[RawVm]) -> None:
         making.result().close()
 
 
-def _refill(pool: Pool) -> None:
+def _refill(factory: Factory) -> None:
     with contextlib.suppress(RuntimeError):  # the event loop is ending
-        asyncio.get_running_loop().run_in_executor(None, pool.fill)
+        asyncio.get_running_loop().run_in_executor(None, factory.replenish)
 
 
 def _check_files(files: object) -> dict[str, bytes]:

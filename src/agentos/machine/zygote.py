@@ -2,9 +2,9 @@
 
 The host asks over its control socket; every answer about a VM goes over that VM's own channel. For each
 VM the zygote forks a child, which unshares a user namespace, is given its ids and cgroup from outside,
-unshares the rest and forks PID 1. The zygote reaps the VMs, gives their cgroups back, and then closes
-their `gone` descriptor, so that the host knows that nothing is left. When the host ends, however it ends,
-the zygote ends every VM and removes what the host had made. Only the standard library is imported.
+unshares the rest and forks PID 1. The zygote reaps the VMs, gives their cgroups back, and then tells
+the host that nothing is left. When the host ends, however it ends, the zygote ends every VM and removes
+what the host had made. Only the standard library is imported.
 """
 
 from __future__ import annotations
@@ -25,31 +25,7 @@ from agentos.machine import identity, image, shared, template
 from agentos.machine.channel import BlockingChannel, ChannelBroken, Message, read
 from agentos.machine.confinement import Confinement
 from agentos.machine.forks import Forks
-
-
-class Vm:
-    """What the zygote holds for one VM until all of it is gone."""
-
-    def __init__(
-        self, plan: list[Any], cgroup: cgroups.Cgroup, gone_fd: int, slot: int, sync: BlockingChannel
-    ) -> None:
-        self.plan = plan
-        self.cgroup = cgroup
-        self.gone_fd = gone_fd
-        self.slot = slot
-        self.sync = sync
-        """Brings PID 1's host pid, or ends without it when PID 1 could not be made."""
-        self.prepared: list[int] = []
-        """Mounts that go with the plan."""
-        self.name = ""
-
-    def let_go(self) -> None:
-        """It boots by itself from here on, or not at all: what only that needs goes."""
-        self.sync.close()
-        for fd in self.prepared:
-            os.close(fd)
-        self.prepared.clear()
-        self.plan.clear()
+from agentos.machine.zygote_vm import Vm, say_over
 
 
 class Zygote:
@@ -115,20 +91,12 @@ class Zygote:
             self.remove(message, fds)
         elif "measure" in message:
             self.measure(message, fds)
-        elif "end" in message:
-            self.end(message["end"])
         elif "hold" in message:
             self.held[message["hold"]] = fds[0]
         elif "release" in message:
             os.close(self.held.pop(message["release"]))
         else:
             self.create(message, fds)
-
-    def end(self, name: str) -> None:
-        """SIGKILL to a PID 1 that has not ended with its channel; the kernel ends the rest."""
-        for host_pid, vm in self.vms.items():
-            if vm.name == name:
-                os.kill(host_pid, signal.SIGKILL)  # a child that is not reaped: it is still that
 
     def remove(self, message: Message, fds: list[int]) -> None:
         """Delete a directory with files of ids that only this user namespace has. `fds`: what ends when it is done."""
@@ -154,23 +122,25 @@ class Zygote:
         os.close(fds[0])
 
     def create(self, message: Message, fds: list[int]) -> None:
-        """Fork one VM. `fds`: its channel, what to close when all of it is gone, a mount of its disk if it has one."""
-        channel = BlockingChannel(socket.socket(fileno=fds[0]))
+        """Fork one VM. `fds`: its channel, where to tell when all of it is gone, a mount of its disk if it has one."""
+        channel, told = BlockingChannel(socket.socket(fileno=fds[0])), socket.socket(fileno=fds[1])
         try:
-            self._create(message, channel, fds[1], fds[2] if len(fds) > 2 else None)
+            self._create(message, channel, told, fds[2] if len(fds) > 2 else None)
         except Exception as error:  # whatever one VM fails of, the others live on
             said = str(error) if isinstance(error, OSError) else repr(error)
             number = getattr(error, "errno", None) or 0
             notes = "; ".join([said, *getattr(error, "__notes__", [])])
             with contextlib.suppress(OSError):
                 channel.send({"ev": "boot_failed", "step": "create", "errno": number, "text": notes})
-            os.close(fds[1])
+            say_over(told)
         finally:
             channel.close()
             for disk in fds[2:]:
                 os.close(disk)
 
-    def _create(self, message: Message, channel: BlockingChannel, gone_fd: int, disk: int | None) -> None:
+    def _create(
+        self, message: Message, channel: BlockingChannel, told: socket.socket, disk: int | None
+    ) -> None:
         slot = self.ids.take_slot()
         try:
             cgroup = self.scope.create(str(message["name"]), **message["limits"])
@@ -178,8 +148,7 @@ class Zygote:
             self.ids.give_back(slot)
             raise
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        vm = Vm(message["plan"], cgroup, gone_fd, slot, BlockingChannel(ours))
-        vm.name = str(message["name"])
+        vm = Vm(message["plan"], cgroup, told, slot, BlockingChannel(ours))
         try:
             if message["image"] is not None:
                 self._fit_out(message["image"], f"{self.stage}/{message['fittings']}")
@@ -199,7 +168,7 @@ class Zygote:
                 channel.send(
                     {"ev": "boot_failed", "step": "fork", "errno": errno.EAGAIN, "text": "no first process"}
                 )
-            os.close(gone_fd)
+            say_over(told)
             return
         self.starting[ours.fileno()] = vm
         self.poll.register(ours.fileno(), select.POLLIN)
@@ -273,13 +242,14 @@ class Zygote:
         vm = self.starting.pop(fd)
         self.poll.unregister(fd)
         try:
-            message, _ = vm.sync.receive()
-            self.vms[int(message["host_pid"])] = vm
+            host_pid = int(vm.sync.receive()[0]["host_pid"])
+            self.vms[host_pid] = vm
+            vm.name_init(host_pid)
             vm.sync.send({"plan": vm.plan, "cgroup": vm.cgroup.to_dict()}, vm.prepared)
         except ChannelBroken:
             self.finish(vm)
         except OSError:
-            pass  # it is gone again: PID 1's end tells the rest
+            pass  # it is gone again, or nobody wants it any more: PID 1's end tells the rest
         finally:
             vm.let_go()
 
@@ -304,7 +274,7 @@ class Zygote:
         """Nothing of the VM is left: its cgroup and ids may serve again, and the host may know."""
         self.scope.release(vm.cgroup)
         self.ids.give_back(vm.slot)
-        os.close(vm.gone_fd)
+        say_over(vm.told)
 
     def end_all(self) -> None:
         """Kill every VM, wait until each is gone, and remove the cgroups."""
@@ -391,7 +361,7 @@ def main(control_fd: int) -> None:
             control.send({"failed": step, "errno": error.errno or 0, "text": notes})
             return
         facts["memory_cgroup"] = "memory" in setup.limits
-        control.send({"facts": facts, "cgroups": setup.describe()})
+        control.send({"facts": facts, "cgroups": setup.describe(), "scope": list(scope.directories)})
         # Pages that the VMs share stay shared only while nobody writes to them, and a collection would.
         gc.disable()
         gc.freeze()

@@ -12,6 +12,6 @@ modules of the standard library.
 
 from agentos.linux.cgroups.detect import CgroupSetup, detect
 from agentos.linux.cgroups.group import Cgroup
-from agentos.linux.cgroups.scope import Scope, open_scope, sweep_stale
+from agentos.linux.cgroups.scope import Scope, open_scope, remove, sweep_stale
 
-__all__ = ["Cgroup", "CgroupSetup", "Scope", "detect", "open_scope", "sweep_stale"]
+__all__ = ["Cgroup", "CgroupSetup", "Scope", "detect", "open_scope", "remove", "sweep_stale"]

@@ -173,6 +173,14 @@ def sweep_stale(setup: CgroupSetup, timeout: float = 5.0) -> dict[str, list[str]
     return done
 
 
+def remove(directories: list[str], timeout: float = 5.0) -> None:
+    """Remove the directories of a scope whose owner has ended, killing what is left in them.
+
+    No effect where they are gone. Raises OSError EBUSY with a note after `timeout` seconds.
+    """
+    files.destroy(directories, time.monotonic() + timeout)
+
+
 def _remove_leaf(base: str) -> None:
     try:
         os.rmdir(f"{base}/{delegation.LEAF}")
