@@ -78,9 +78,9 @@ class Files:
         self.full: Callable[[], object] = lambda: False
         """Whether nothing may be written for now, where the kernel does not say so itself."""
 
-    def close(self, why: VmStopped) -> None:
-        """Close all workers, for good. What is under way or waits ends with `why`."""
-        self._workers.close(why)
+    def close(self, why: VmStopped | None = None) -> None:
+        """Close all workers, for good. What is under way or waits ends with `why`, or that it was closed."""
+        self._workers.close(why or VmStopped("the VM was closed", reason="closed"))
 
     async def read_file(self, path: str, *, offset: int = 0, length: int | None = None) -> bytes:
         """The bytes of a regular file from `offset` on, at most `length`; fewer at its end.
