@@ -679,7 +679,8 @@ class Host(Twin[AsyncHost]):
     """Makes VMs. `pool` booted, unnamed VMs are kept ready for specs that ask for nothing special.
 
     A VM in the pool costs what an idle VM costs; taking one makes room for the next, which boots in the
-    background. Usable from any thread.
+    background. Usable from any thread. If its zygote is
+    killed its VMs end, and the next one is made by another zygote.
 
     `exited_log_bytes` and `lossless_bytes` bound for all its VMs of one event loop together what the limits of these
     names bound for each.
@@ -720,6 +721,14 @@ class Host(Twin[AsyncHost]):
     def forget_ready(self, storage_in: str) -> None:
         """Have none ready any more for storage in this directory, and remove what is there of them."""
         run(self._async.forget_ready(storage_in))
+
+    def hold(self, name: str, fd: int) -> None:
+        """Have a copy of `fd` stay open until `release`, or the last VM is gone, even if this process is killed."""
+        run(self._async.hold(name, fd))
+
+    def release(self, name: str) -> None:
+        """Close what was to be held under this name. No effect where there is nothing."""
+        self._async.release(name)
 
     def close(self) -> None:
         """End every VM and the zygote, and wait until nothing of them is left."""
