@@ -81,8 +81,8 @@ INSIDE_A_VM = {
 """Modules of `machine` that the zygote and every VM's init carry: each import costs time and memory in every VM."""
 STANDARD_INSIDE = {
     "__future__", "array", "collections", "collections.abc", "contextlib", "ctypes", "errno", "fcntl", "gc",
-    "importlib", "json", "os", "resource", "select", "shutil", "signal", "socket", "stat", "struct", "sys", "termios",
-    "time", "types", "typing",
+    "importlib", "json", "marshal", "os", "resource", "select", "shutil", "signal", "socket", "stat", "struct", "sys",
+    "termios", "time", "types", "typing",
 }  # fmt: skip
 MAY_FORK = {
     "machine/seed.py", "machine/boot.py", "machine/zygote.py", "machine/identity.py", "machine/confinement.py",

@@ -1,9 +1,11 @@
 """Messages with descriptors over a Unix stream socket, between host, zygote, init and its servants.
 
 A frame is 4 bytes of length (little-endian), 1 byte with the number of descriptors, and that many
-bytes of JSON: an object. The descriptors travel as SCM_RIGHTS with the frame's first byte. Nothing
-from the other end is trusted: a frame over the bound, JSON that is not an object, or a frame that
-promises descriptors which did not come raises ChannelBroken, and every descriptor received is closed.
+bytes of JSON: an object. Where the highest bit of that byte is set they are no JSON, but packed as both
+ends of the channel have agreed: for the messages of each exec, since JSON takes longer than all else on
+their way. The descriptors travel as SCM_RIGHTS with the frame's first byte. Nothing from the other end
+is trusted: a frame over the bound, JSON that is not an object, or a frame that promises descriptors
+which did not come raises ChannelBroken, and every descriptor received is closed.
 
 Only the standard library is imported: the zygote and all inits carry this module.
 """
@@ -15,14 +17,18 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 Message = dict[str, Any]
+Pack = Callable[[Message], bytes]
+"""A message as it travels packed. Raises ValueError for one that only travels as JSON."""
+Unpack = Callable[[bytes], Message]
 
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 MAX_FDS = 16
 _HEADER = struct.Struct("<IB")
+_PACKED = 0x80
 _READ_BYTES = 64 * 1024
 # Plain numbers: an operation on a flag of an enumeration costs more than the call it is meant for.
 _MSG_CTRUNC, _MSG_CMSG_CLOEXEC = int(socket.MSG_CTRUNC), int(socket.MSG_CMSG_CLOEXEC)
@@ -45,6 +51,13 @@ def frame(message: Message, fd_count: int = 0) -> bytes:
     return _HEADER.pack(len(body), fd_count) + body
 
 
+def packed_frame(body: bytes, fd_count: int = 0) -> bytes:
+    """`body`, which the other end knows how to unpack, as the bytes that travel."""
+    if len(body) > MAX_FRAME_BYTES:
+        raise ValueError(f"message of {len(body)} bytes, at most {MAX_FRAME_BYTES} travel")
+    return _HEADER.pack(len(body), fd_count | _PACKED) + body
+
+
 def send_some(sock: socket.socket, data: bytes, fds: Sequence[int] = ()) -> int:
     """One sendmsg(2) of `data` with `fds`; returns how many bytes went. The descriptors go with the first of them."""
     control = [(_SOL_SOCKET, _SCM_RIGHTS, array.array("i", fds))] if fds else []
@@ -59,7 +72,7 @@ def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None
         sock.sendall(data[sent:], _MSG_NOSIGNAL)
 
 
-def _message(body: bytes | bytearray) -> Message:
+def _message(body: bytes) -> Message:
     try:
         text = body.decode("ascii")
         message, end = _decode(text)
@@ -71,21 +84,26 @@ def _message(body: bytes | bytearray) -> Message:
 
 
 class Decoder:
-    """Bytes and descriptors as they arrive -> whole messages, in order. It holds one frame of `most` bytes at most."""
+    """Bytes and descriptors as they arrive -> whole messages, in order. It holds one frame of `most` bytes at most.
 
-    def __init__(self, most: int = MAX_FRAME_BYTES) -> None:
+    `unpack` reads packed messages, and raises ValueError for what is none; without it there may be none.
+    """
+
+    def __init__(self, most: int = MAX_FRAME_BYTES, unpack: Unpack | None = None) -> None:
         self._most = most
+        self._unpack = unpack
         self._buffer = bytearray()
         self._fds: list[int] = []
 
     def feed(self, data: bytes, fds: Sequence[int] = ()) -> list[tuple[Message, list[int]]]:
         """The messages that are complete now, each with its descriptors, which the caller then owns."""
         if not self._buffer and len(data) >= _HEADER.size and not self._fds:
-            length, fd_count = _HEADER.unpack_from(data)
-            if len(data) == _HEADER.size + length and length <= self._most and len(fds) == fd_count:
+            length, kind = _HEADER.unpack_from(data)
+            if len(data) == _HEADER.size + length and length <= self._most and len(fds) == kind & ~_PACKED:
                 # As they mostly come: one whole message.
+                body = data[_HEADER.size :]
                 try:
-                    return [(_message(data[_HEADER.size :]), list(fds))]
+                    return [(self._unpacked(body) if kind & _PACKED else _message(body), list(fds))]
                 except ChannelBroken:
                     self._fds += fds
                     self.close()
@@ -108,7 +126,8 @@ class Decoder:
     def _next(self) -> tuple[Message, list[int]] | None:
         if len(self._buffer) < _HEADER.size:
             return None
-        length, fd_count = _HEADER.unpack_from(self._buffer)
+        length, kind = _HEADER.unpack_from(self._buffer)
+        fd_count = kind & ~_PACKED
         if length > self._most or fd_count > MAX_FDS:
             raise ChannelBroken(f"frame of {length} bytes with {fd_count} descriptors")
         end = _HEADER.size + length
@@ -116,10 +135,19 @@ class Decoder:
             return None
         if len(self._fds) < fd_count:
             raise ChannelBroken(f"frame promises {fd_count} descriptors, {len(self._fds)} came")
-        message = _message(self._buffer[_HEADER.size : end])
+        body = bytes(self._buffer[_HEADER.size : end])
+        message = self._unpacked(body) if kind & _PACKED else _message(body)
         del self._buffer[:end]
         fds, self._fds = self._fds[:fd_count], self._fds[fd_count:]
         return message, fds
+
+    def _unpacked(self, body: bytes) -> Message:
+        if self._unpack is None:
+            raise ChannelBroken("a packed frame, and none was agreed on")
+        try:
+            return self._unpack(body)
+        except ValueError as error:
+            raise ChannelBroken("packed frame that holds no message") from error
 
     def close(self) -> None:
         """Close every descriptor that no message claimed."""
@@ -147,9 +175,9 @@ def read(sock: socket.socket, size: int = _READ_BYTES) -> tuple[bytes, list[int]
 class BlockingChannel:
     """The guest side's end: one message at a time, waiting for it."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, unpack: Unpack | None = None) -> None:
         self.sock = sock
-        self._decoder = Decoder()
+        self._decoder = Decoder(unpack=unpack)
         self._ready: list[tuple[Message, list[int]]] = []
 
     def fileno(self) -> int:
@@ -159,9 +187,9 @@ class BlockingChannel:
         """Send one message; the descriptors stay open here."""
         send(self.sock, message, fds)
 
-    def send_body(self, body: bytes) -> None:
-        """Send one message that is JSON already."""
-        self.sock.sendall(_HEADER.pack(len(body), 0) + body, _MSG_NOSIGNAL)
+    def send_packed(self, body: bytes) -> None:
+        """Send one message without descriptors, packed."""
+        self.sock.sendall(packed_frame(body), _MSG_NOSIGNAL)
 
     def receive(self) -> tuple[Message, list[int]]:
         """The next message. Raises ChannelBroken at the end of the stream."""

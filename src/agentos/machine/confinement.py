@@ -113,12 +113,12 @@ def fork_confined(fds: list[int], message: Message, confinement: Confinement, pr
     try:
         root = message["kind"] in ("spawner", "reserve") and message["uid"] == 0
         _forget_init(fds, confinement.root_namespace if root else -1)
-        code = _serve(BlockingChannel(socket.socket(fileno=3)), message, confinement, processes)
+        code = _serve(socket.socket(fileno=3), message, confinement, processes)
     finally:
         os._exit(code)
 
 
-def _serve(channel: BlockingChannel, message: Message, confinement: Confinement, processes: int) -> int:
+def _serve(sock: socket.socket, message: Message, confinement: Confinement, processes: int) -> int:
     from agentos.machine import (  # imported by init already: they import this module
         connector,
         fileserver,
@@ -127,12 +127,14 @@ def _serve(channel: BlockingChannel, message: Message, confinement: Confinement,
     )
 
     kind, uid = message["kind"], int(message["uid"])
+    starts_programs = kind in ("spawner", "reserve")
+    channel = BlockingChannel(sock, spawner.unpack_job if starts_programs else None)
     beyond = reserve.FOR_ITSELF if kind == "reserve" else 0
     try:
         confinement.bind(
-            root=kind in ("spawner", "reserve") and uid == 0,
+            root=starts_programs and uid == 0,
             processes=processes + beyond,
-            pass_on_priority=kind in ("spawner", "reserve"),
+            pass_on_priority=starts_programs,
             killed_last=kind == "reserve",
         )
         os.umask(0o022)

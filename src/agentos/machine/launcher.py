@@ -14,7 +14,7 @@ from agentos.errors import SpawnFailed
 from agentos.linux import pty
 from agentos.machine.channel import Message
 from agentos.machine.port import NO_SENSE, Port, whole
-from agentos.machine.spawner import JOURNAL_ENTRY
+from agentos.machine.spawner import JOURNAL_ENTRY, pack_job, unpack_report
 
 if TYPE_CHECKING:
     from agentos.machine.link import Link
@@ -175,7 +175,7 @@ class Launcher:
         self._env: Mapping[str, str] | None = None
         """The environment of the last job, which is not sent again."""
         self._watchdog: TimerHandle | None = None
-        self.port = Port(link.loop, sock, self._received, self._ended)
+        self.port = Port(link.loop, sock, self._received, self._ended, pack=pack_job, unpack=unpack_report)
 
     @property
     def alive(self) -> bool:

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import os
-import stat
 
 from agentos.linux import proc
 
 _EACCES = 13
 
 
-def find_program(name: str, path: str) -> str:
+def find_program(name: str, path: str, *, directories: bool = False) -> str:
     """The file of program `name`, looked for along `path` as execvp(3) does.
 
+    With `directories` it may be one: that saves a look, where a failure to execute it leads to another search.
     Raises PermissionError where there are only files that may not be executed, FileNotFoundError where there is none.
     """
     if "/" in name:
         return name
-    directories = path.split(":")
-    for directory in directories:
+    places = path.split(":")
+    for directory in places:
         candidate = f"{directory or '.'}/{name}"
         # First what raises no exception where there is nothing: that takes longer than the call.
-        if os.access(candidate, os.X_OK) and stat.S_ISREG(os.stat(candidate).st_mode):
+        if os.access(candidate, os.X_OK) and (directories or os.path.isfile(candidate)):
             return candidate
     if name.endswith(".wasm") and os.path.isfile(name):
         return f"./{name}"
     raise (
         PermissionError(_EACCES, "Permission denied", name)
-        if any(os.path.isfile(f"{directory or '.'}/{name}") for directory in directories)
+        if any(os.path.isfile(f"{directory or '.'}/{name}") for directory in places)
         else FileNotFoundError(2, "No such file", name)
     )
 

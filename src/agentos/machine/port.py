@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from agentos.errors import VmStopped
 from agentos.machine import channel
-from agentos.machine.channel import ChannelBroken, Decoder, Message
+from agentos.machine.channel import ChannelBroken, Decoder, Message, Pack, Unpack
 
 MAX_UNSENT_BYTES = 4 * 1024 * 1024
 SERVANT_FRAME_BYTES = 64 * 1024
@@ -36,12 +36,16 @@ class Port:
         received: Callable[[Message, list[int]], None],
         ended: Callable[[], None],
         most: int = SERVANT_FRAME_BYTES,
+        *,
+        pack: Pack | None = None,
+        unpack: Unpack | None = None,
     ) -> None:
         self._loop = loop
         self.sock = sock
         self._received = received
         self._ended = ended
-        self._decoder = Decoder(most)
+        self._decoder = Decoder(most, unpack)
+        self._pack = pack
         self._unsent: deque[tuple[bytes, Sequence[int]]] = deque()
         """Where there is something, the loop tells when the socket takes more."""
         self._unsent_bytes = 0
@@ -54,7 +58,7 @@ class Port:
             for fd in fds:
                 os.close(fd)
             raise VmStopped("the VM is not running", reason="error")
-        data = channel.frame(message, len(fds))
+        data = self._frame(message, len(fds))
         if not self._unsent:
             data, fds = self._send_some(data, fds)
             if not data:
@@ -65,6 +69,16 @@ class Port:
         if self._unsent_bytes > MAX_UNSENT_BYTES:
             self.close()
             self._ended()
+
+    def _frame(self, message: Message, fd_count: int) -> bytes:
+        if self._pack is not None:
+            try:
+                body = self._pack(message)
+            except ValueError:
+                pass
+            else:
+                return channel.packed_frame(body, fd_count)
+        return channel.frame(message, fd_count)
 
     def _send_some(self, data: bytes, fds: Sequence[int]) -> tuple[bytes, Sequence[int]]:
         """What is left to be sent."""

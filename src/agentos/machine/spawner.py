@@ -14,6 +14,7 @@ init inherits and reports what had been running.
 from __future__ import annotations
 
 import contextlib
+import marshal
 import os
 import select
 import signal
@@ -39,8 +40,10 @@ The host reads it when it has to kill, or when this process has gone, and is not
 """
 JOURNAL_ENTRY = struct.Struct("<QQQ")
 """Number of the job, pid (0 while it is about to start), mark."""
-_EXITED = b'{"exited":%d,"end":[%d,%d,%d],"strangers":%b,"full":%b}'
-"""The report of an end. As text, since an encoder would take longer than all else that a report needs."""
+_REPORT = struct.Struct("<QHQQ?B")
+"""Number of the job whose program has ended, its end (`end_of`), whether there are strangers, index in FULL."""
+_FULL = (None, "disk_bytes", "disk_files")
+"""The limit that the VM's files have come to."""
 
 
 class _Failed(Exception):
@@ -75,6 +78,32 @@ def _posix_spawn(path: str, argv: list[str], environment: dict[str, str], action
 def end_of(status: int, usage: Any) -> list[int]:
     """How a program ended, for the host: status as waitpid(2) has it, CPU time in microseconds, greatest RSS in KiB."""
     return [status, int((usage.ru_utime + usage.ru_stime) * 1_000_000), usage.ru_maxrss]
+
+
+def pack_job(message: Message) -> bytes:
+    """What a spawner is told, packed. The host's own, so nothing in it is hostile. Raises ValueError as Pack does."""
+    return marshal.dumps(message)
+
+
+def unpack_job(body: bytes) -> Message:
+    """What `pack_job` made: nobody but the host writes to a spawner."""
+    message: Message = marshal.loads(body)
+    return message
+
+
+def unpack_report(body: bytes) -> Message:
+    """The report of an end, from a spawner that may be the guest's: raises ValueError for what is none."""
+    if len(body) != _REPORT.size:
+        raise ValueError("not as long as a report")
+    number, status, cpu_us, max_rss_kib, strangers, full = _REPORT.unpack(body)
+    if full >= len(_FULL):
+        raise ValueError("no limit of a disk")
+    return {
+        "exited": number,
+        "end": (status, cpu_us, max_rss_kib),
+        "strangers": strangers,
+        "full": _FULL[full],
+    }
 
 
 Execute = Callable[[str, list[str], dict[str, str], list[Any]], int]
@@ -297,8 +326,7 @@ class Spawner:
             self.untold = -1
         if not strangers:
             self.bare = number
-        said = (number, *end_of(status, usage), b"true" if strangers else b"false", full_disk())
-        self.channel.send_body(_EXITED % said)
+        self.channel.send_packed(_REPORT.pack(number, *end_of(status, usage), strangers, full_disk()))
 
     def are_strangers(self, children: bytes) -> bool:
         """Whether one of these is none that a job began: whoever outlived its parent."""
@@ -306,12 +334,12 @@ class Spawner:
         return len(pids) > len(self.jobs) or any(int(pid) not in self.jobs for pid in pids)
 
 
-def full_disk() -> bytes:
-    """The limit that the VM's files have come to, by the kernel's count, as JSON; null where there is room."""
+def full_disk() -> int:
+    """Index in _FULL, by the kernel's count; 0 where there is room."""
     counts = os.statvfs("/")
     if counts.f_bavail == 0:
-        return b'"disk_bytes"'
-    return b'"disk_files"' if counts.f_files and counts.f_favail == 0 else b"null"
+        return 1
+    return 2 if counts.f_files and counts.f_favail == 0 else 0
 
 
 def _kill(pid: int, number: int, *, group: bool) -> None:
@@ -336,8 +364,10 @@ def _spawn(job: Message, environment: dict[str, str], actions: list[Any], execut
     except OSError as error:
         raise _Failed("chdir", error) from error
     try:
-        path = job["path"] or find_program(argv[0], environment.get("PATH", os.defpath))
-        if job["as_bash"]:
+        path, as_bash = job["path"], job["as_bash"]
+        if path is None:
+            path = find_program(argv[0], environment.get("PATH", os.defpath), directories=as_bash)
+        if as_bash:
             # If that fails, bash is to say what it makes of it.
             return execute(path, argv, {**environment, "PWD": os.getcwd(), "SHLVL": "0", "_": path}, actions)
         try:

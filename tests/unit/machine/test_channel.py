@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
+from random import Random
 from typing import Any
 
 import pytest
@@ -21,9 +22,11 @@ from agentos.machine.channel import (
     ChannelBroken,
     Decoder,
     frame,
+    packed_frame,
     read,
     send,
 )
+from agentos.machine.spawner import pack_job, unpack_job, unpack_report
 
 Pair = tuple[BlockingChannel, BlockingChannel]
 
@@ -143,11 +146,13 @@ def test_more_descriptors_than_a_frame_may_carry_are_closed(pair: Pair) -> None:
         os.close(fd)
 
 
-@given(MESSAGES, st.lists(st.integers(1, 40), min_size=1))
-def test_any_chunking_gives_the_same_messages(messages: list[dict[str, Any]], sizes: list[int]) -> None:
-    """A stream has no borders of its own."""
-    stream = b"".join(frame(one) for one in messages)
-    decoder = Decoder()
+@given(MESSAGES, st.lists(st.integers(1, 40), min_size=1), st.randoms(use_true_random=False))
+def test_any_chunking_gives_the_same_messages(
+    messages: list[dict[str, Any]], sizes: list[int], luck: Random
+) -> None:
+    """A stream has no borders of its own; packed and other frames may follow one another."""
+    stream = b"".join(packed_frame(pack_job(one)) if luck.random() < 0.5 else frame(one) for one in messages)
+    decoder = Decoder(unpack=unpack_job)
     got = []
     number = 0
     while stream:
@@ -188,6 +193,34 @@ def test_any_body_in_a_good_header_decodes_or_breaks(body: bytes) -> None:
     else:
         with pytest.raises(ChannelBroken):
             Decoder().feed(data)
+
+
+def test_a_packed_frame_is_for_who_agreed_on_it() -> None:
+    """Descriptors come with it as with any other; elsewhere it breaks the channel, and they are closed."""
+    mine = os.pipe()
+    before = open_fds()
+    packed = packed_frame(pack_job({"job": 7, "argv": ["a\udcff"]}), 1)
+    [(message, [fd])] = Decoder(unpack=unpack_job).feed(packed, [os.dup(mine[0])])
+    assert message == {"job": 7, "argv": ["a\udcff"]}
+    os.close(fd)
+    for data in (packed, packed + frame({})):
+        with pytest.raises(ChannelBroken):
+            Decoder().feed(data, [os.dup(mine[0])])
+    assert open_fds() == before
+    for fd in mine:
+        os.close(fd)
+
+
+@given(st.binary(max_size=80) | st.binary(min_size=28, max_size=28))
+def test_any_report_is_one_or_breaks_the_channel(body: bytes) -> None:
+    """A spawner may be the guest's: what it reports has numbers that a process can have, or is none."""
+    try:
+        [(report, _)] = Decoder(unpack=unpack_report).feed(packed_frame(body))
+    except ChannelBroken:
+        assert len(body) != 28 or body[-1] > 2
+        return
+    assert set(report) == {"exited", "end", "strangers", "full"}
+    assert report["full"] in (None, "disk_bytes", "disk_files")
 
 
 def test_a_large_message_with_descriptors_over_a_small_socket() -> None:
