@@ -58,13 +58,14 @@ async def ask(caller: Caller, method: str, /, *, patience: float | None = None, 
     args = _arguments(method, values)
     wait = values.get("wait", patience)
     harmless = method in _READS or "idempotency_key" in values
-    trying = Patience()
+    trying: Patience | None = None
     while True:
         try:
             return action.result.read(await caller.call(action.name, args, wait))
         except ConnectionLost as error:
             if not harmless or not caller.reached:
                 raise
+            trying = trying or Patience()
             delay = trying.delay(error)
             if delay is None or caller.closed:
                 raise
@@ -76,6 +77,7 @@ async def ask(caller: Caller, method: str, /, *, patience: float | None = None, 
         except AgentOSError as error:
             if error.code != _GOING_AWAY:
                 raise
+            trying = trying or Patience()
             delay = trying.delay(error)
             if delay is None:
                 raise

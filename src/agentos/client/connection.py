@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import logging
 from collections import deque
@@ -46,9 +45,8 @@ class _SocketClosed(Exception):
         self.reason = reason
 
 
-async def _frame(socket: aiohttp.ClientWebSocketResponse) -> Frame:
-    """The next frame. Raises _SocketClosed."""
-    message = await socket.receive()
+def _frame(socket: aiohttp.ClientWebSocketResponse, message: aiohttp.WSMessage) -> Frame:
+    """What `message` of the socket holds. Raises _SocketClosed."""
     if message.type is aiohttp.WSMsgType.BINARY or message.type is aiohttp.WSMsgType.TEXT:
         frame: Frame = message.data
         return frame
@@ -128,7 +126,8 @@ class Link:
         action_id, frame = self._state.call(name, args)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._answers[action_id] = answer
-        self._room.set()
+        if len(self._events) >= _MOST_QUEUED:
+            self._room.set()
         try:
             if frame is not None:
                 await self._send(frame)
@@ -144,8 +143,10 @@ class Link:
         socket = self._socket
         assert isinstance(frame, bytes)  # as this encoding has it
         if socket is not None:
-            with contextlib.suppress(ConnectionError):  # whoever receives sees that too, and says so
+            try:
                 await socket.send_bytes(frame)
+            except ConnectionError:
+                pass  # whoever receives sees that too, and says so
 
     def _on_loop(self, do: Callable[[], None]) -> None:
         """Do it now, or soon where another thread asks: the blocking twin does."""
@@ -236,9 +237,9 @@ class Link:
     async def _receive(self, socket: aiohttp.ClientWebSocketResponse, opened: asyncio.Future[None]) -> None:
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
-                await self._take(await _frame(socket), opened)
+                await self._take(_frame(socket, await socket.receive()), opened)
             while True:
-                await self._take(await _frame(socket), opened)
+                await self._take(_frame(socket, await socket.receive()), opened)
                 while len(self._events) >= _MOST_QUEUED and not self._answers:
                     self._room.clear()
                     await self._room.wait()

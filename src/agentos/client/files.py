@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import posixpath
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Coroutine, Iterable, Mapping
 from typing import Any, Final
 
 from agentos.client.calls import Caller, ask
@@ -26,8 +26,8 @@ class RemoteFiles:
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
-    async def _ask(self, method: str, /, **values: Any) -> Any:
-        return await ask(self._caller, method, **values)
+    def _ask(self, method: str, /, **values: Any) -> Coroutine[Any, Any, Any]:
+        return ask(self._caller, method, **values)
 
     async def read_file(self, path: str, *, offset: int = 0, length: int | None = None) -> bytes:
         """The bytes of a regular file from `offset` on, at most `length`; fewer at its end.

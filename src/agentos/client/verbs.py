@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 from agentos.client.calls import PAGE_BYTES, POLL_SECONDS, Caller, ask, key_or_new
@@ -30,8 +30,8 @@ class Verbs:
         self._caller = caller
         self._files = RemoteFiles(caller)
 
-    async def _ask(self, method: str, /, **values: Any) -> Any:
-        return await ask(self._caller, method, **values)
+    def _ask(self, method: str, /, **values: Any) -> Coroutine[Any, Any, Any]:
+        return ask(self._caller, method, **values)
 
     @property
     def files(self) -> RemoteFiles:

@@ -117,14 +117,17 @@ class Application:
             return
         if self._starting is None or not self._starting.done():
             await self.start()
-        if scope["type"] in ("http", "websocket") and Request(scope).path.startswith(PREFIX):
+        if scope["type"] not in ("http", "websocket"):
+            return
+        request = Request(scope, receive)
+        if request.path.startswith(PREFIX):
             # The link is the permission: who has it needs no other, and has nothing else by it.
             serve = self._previews.http if scope["type"] == "http" else self._previews.websocket
-            await serve(Request(scope, receive), scope, receive, send)
+            await serve(request, scope, receive, send)
         elif scope["type"] == "websocket":
-            await self._gateway.websocket(Request(scope), scope, receive, send)
-        elif scope["type"] == "http":
-            await self._http(Request(scope, receive), receive, send)
+            await self._gateway.websocket(request, scope, receive, send)
+        else:
+            await self._http(request, receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:

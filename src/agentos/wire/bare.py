@@ -58,7 +58,8 @@ def ended() -> MalformedMessage:
 
 def uint(value: int) -> bytes:
     """The bytes of a uint. Raises InvalidRequest for what is none."""
-    _check(value, _MOST)
+    if not 0 <= value <= _MOST:
+        raise _no_number(value, _MOST)
     digits = bytearray()
     while value > 0x7F:
         digits.append(value & 0x7F | 0x80)
@@ -69,10 +70,10 @@ def uint(value: int) -> bytes:
 
 def fixed(value: int, size: int) -> bytes:
     """The bytes of an unsigned integer of `size` bytes. Raises InvalidRequest for what is none."""
-    _check(value, (1 << 8 * size) - 1)
+    if not 0 <= value < 1 << 8 * size:
+        raise _no_number(value, (1 << 8 * size) - 1)
     return value.to_bytes(size, "little")
 
 
-def _check(value: int, most: int) -> None:
-    if not 0 <= value <= most:
-        raise InvalidRequest.argument("number", value, f"a whole number from 0 to {most}")
+def _no_number(value: int, most: int) -> InvalidRequest:
+    return InvalidRequest.argument("number", value, f"a whole number from 0 to {most}")

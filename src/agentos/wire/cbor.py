@@ -92,7 +92,8 @@ class _Reader:
             elif head in _SIMPLE:
                 add(_SIMPLE[head])
             elif head == 0xFB and at + 8 <= end:
-                add(whole(_DOUBLE.unpack_from(data, at)[0]))
+                real = _DOUBLE.unpack_from(data, at)[0]
+                add(whole(real) if real.is_integer() else real)
                 at += 8
             else:
                 if (
@@ -125,7 +126,7 @@ class _Reader:
         if major == 6:
             return self.tagged(size, depth - 1)
         if major == 4:
-            return self.items(size, depth - 1) if size >= 0 else self.endless(depth - 1)
+            return self.items(size, depth - 1) if size > 0 else self.endless(depth - 1) if size else []
         both = iter(self.items(size * 2, depth - 1, keyed=True) if size >= 0 else self.endless(depth - 1, 2))
         return dict(zip(both, both, strict=True))
 

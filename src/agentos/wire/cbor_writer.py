@@ -61,7 +61,7 @@ def _write(values: Iterable[Any], add: _Add, form: PairsForm, depth: int) -> Non
         elif kind is bool:
             add(b"\xf5" if value else b"\xf4")
         elif kind is int and -SHORT <= value < SHORT:
-            add(_HEADS[value] if 0 <= value < 24 else _integer(value))
+            add(_HEADS[value] if 0 <= value < 24 else _head(0, value) if value >= 0 else _head(1, -1 - value))
         elif kind is float:
             add(_REAL.pack(0xFB, value) if math.isfinite(value) else _no_number(value))
         elif kind is dict or kind is list or kind is tuple:
@@ -80,7 +80,8 @@ def _write(values: Iterable[Any], add: _Add, form: PairsForm, depth: int) -> Non
             add(_HEADS[0x80 + size] if size < 24 else _head(4, size))
             if size == 2 and form.escapes and isinstance(value[0], str) and str(value[0]).startswith("$"):
                 value = "$" + str(value[0]), value[1]
-            _write(value, add, form, depth - 1)
+            if size:
+                _write(value, add, form, depth - 1)
         elif kind is bytes and form.native_bytes:
             size = len(value)
             add(_HEADS[0x40 + size] if size < 24 else _head(2, size))
@@ -100,10 +101,6 @@ def _head(major: int, size: int) -> bytes:
     raise ValueError(size)
 
 
-def _integer(value: int) -> bytes:
-    return _head(0, value) if value >= 0 else _head(1, -1 - value)
-
-
 def _no_number(value: float) -> bytes:
     if math.isnan(value):
         return b"\xf9\x7e\x00"
@@ -113,7 +110,7 @@ def _no_number(value: float) -> bytes:
 def _write_word(value: Any, add: _Add) -> None:
     if type(value) is int:
         if -_MOST <= value < _MOST:
-            add(_integer(value))
+            add(_head(0, value) if value >= 0 else _head(1, -1 - value))
             return
         tag, size = (2, value) if value >= 0 else (3, -1 - value)
         value = Tagged(tag, size.to_bytes((size.bit_length() + 7) // 8, "big"))

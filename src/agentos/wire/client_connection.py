@@ -29,12 +29,8 @@ class Opened:
     frames: tuple[Frame, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
-    """The action with this id has this result."""
-
-    id: int
-    output: Any
+Completed: TypeAlias = ActionResponse
+"""The action with this id has this output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +134,7 @@ class ClientConnection:
             if message.id not in self._in_flight:
                 return None
             self._in_flight.discard(message.id)
-            return Completed(message.id, message.output)
+            return message
         return self._failed(message)
 
     def _opened(self, message: Init) -> Opened | None:

@@ -27,13 +27,8 @@ MOST_SUBSCRIPTIONS: Final = 1024
 _LONGEST_NAME: Final = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class ActionCalled:
-    """Run the action, then `respond` or `fail` with its id."""
-
-    id: int
-    name: str
-    args: tuple[Any, ...]
+ActionCalled: TypeAlias = ActionRequest
+"""Run the action, then `respond` or `fail` with its id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +105,7 @@ class ServerConnection:
         if len(self._in_flight) >= MOST_IN_FLIGHT:
             return Refused(message.id, _exceeded("actions in flight on one connection", MOST_IN_FLIGHT))
         self._in_flight.add(message.id)
-        return ActionCalled(message.id, message.name, message.args)
+        return message
 
     def _subscribe(self, name: str) -> Subscribed | Refused | None:
         if name in self._subscriptions:

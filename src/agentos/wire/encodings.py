@@ -167,10 +167,10 @@ class Bare:
         return structs.write_frame(message, kinds, form=self._form)
 
     def decode_to_server(self, frame: Frame, bounds: Bounds = FROM_CLIENT) -> ToServer:
-        return structs.read_frame(TO_SERVER, _binary(frame), bounds)
+        return structs.read_frame(TO_SERVER, frame if type(frame) is bytes else _binary(frame), bounds)
 
     def decode_to_client(self, frame: Frame, bounds: Bounds = FROM_SERVER) -> ToClient:
-        return structs.read_frame(TO_CLIENT, _binary(frame), bounds)
+        return structs.read_frame(TO_CLIENT, frame if type(frame) is bytes else _binary(frame), bounds)
 
     def encode_body(self, message: HttpMessage) -> bytes:
         return structs.write_body(message, form=self._form)

@@ -117,49 +117,59 @@ def _finished(kind: type[_Message], data: bytes, at: int, version: int, bounds: 
 def _read_struct(
     kind: type[_Message], data: bytes, at: int, version: int, bounds: Bounds
 ) -> tuple[_Message, int]:
+    size = len(data)
     values: dict[str, Any] = {}
     for field in _FIELDS[kind, version]:
+        what = field.kind
         try:
-            values[field.attribute], at = _read_field(field, data, at, version, bounds)
+            there = True
+            if field.optional:
+                there, at = bare.read_bool(data, at)
+            if not there:
+                value: Any = None
+            elif what is _BOOL:
+                value, at = bare.read_bool(data, at)
+            elif what is _U64:
+                value, at = bare.read_fixed(data, at, 8)
+            elif what is _SPECIFIER:
+                value, at = _read_struct(ActorSpecifier, data, at, version, bounds)
+            else:
+                if at < size and data[at] < 0x80:
+                    value = data[at]
+                    at += 1
+                else:
+                    value, at = bare.read_uint(data, at)
+                if what is not _ID and what is not _UINT:  # what comes is as long as that
+                    start, at = at, at + value
+                    if at > size:
+                        raise bare.ended()
+                    value = (
+                        _read_text(data[start:at])
+                        if what is _TEXT
+                        else _read_value(data, start, at, what, bounds)
+                    )
         except MalformedMessage as problem:
             problem.action_id = values.get("id")
             raise
+        values[field.attribute] = value
     values.pop("", None)  # what this version no longer has
     return kind(**values), at
 
 
-def _read_field(field: Field, data: bytes, at: int, version: int, bounds: Bounds) -> tuple[Any, int]:
-    if field.optional:
-        there, at = bare.read_bool(data, at)
-        if not there:
-            return None, at
-    kind = field.kind
-    if kind is _BOOL:
-        return bare.read_bool(data, at)
-    if kind is _U64:
-        return bare.read_fixed(data, at, 8)
-    if kind is _SPECIFIER:
-        return _read_struct(ActorSpecifier, data, at, version, bounds)
-    if at < len(data) and data[at] < 0x80:
-        number, at = data[at], at + 1
-    else:
-        number, at = bare.read_uint(data, at)
-    if kind is _ID or kind is _UINT:
-        return number, at
-    end = at + number
-    if end > len(data):
-        raise bare.ended()
-    if kind is _TEXT:
-        try:
-            return data[at:end].decode(), end
-        except UnicodeDecodeError:
-            raise malformed("BARE: text that is not UTF-8") from None
-    value = cbor.load(data, bounds, at, end)
+def _read_text(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise malformed("BARE: text that is not UTF-8") from None
+
+
+def _read_value(data: bytes, start: int, end: int, kind: Kind, bounds: Bounds) -> Any:
+    value = cbor.load(data, bounds, start, end)
     # The name of a tagged pair begins with it: where there is none, there is nothing to revive.
-    if data.find(b"$", at, end) >= 0:
+    if data.find(b"$", start, end) >= 0:
         value = revive(value, bounds.depth)
-    if kind is _ARGUMENTS:
-        if type(value) is not list:
-            raise unwanted("args", value, "an array")
-        value = tuple(value)
-    return value, end
+    if kind is not _ARGUMENTS:
+        return value
+    if type(value) is not list:
+        raise unwanted("args", value, "an array")
+    return tuple(value)
