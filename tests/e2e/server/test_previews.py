@@ -293,8 +293,8 @@ def test_python_clients(server: Any, browser: httpx.Client) -> None:
 def test_wrong_arguments(server: Any) -> None:
     """Refused, each by its name."""
     for args, argument in (
-        ([], "port"), ([0], "port"), ([65536], "port"), (["80"], "port"), ([80, {"expiresIn": 0}], "expires_in"),
-        ([80, {"expiresIn": 31 * 86_400_000}], "expires_in"), ([80, {"path": "x"}], "path"),
+        ([], "port"), ([0], "port"), ([65536], "port"), (["80"], "port"), ([80, {"expiresIn": 0}], "expiresIn"),
+        ([80, {"expiresIn": 31 * 86_400_000}], "expiresIn"), ([80, {"path": "x"}], "path"),
         ([80, {"path": "/a b"}], "path"), ([80, {"path": "/\n"}], "path"), ([80, {"host": "x"}], "createPreview"),
     ):  # fmt: skip
         answer = server.post("wrong", "createPreview", *args)
