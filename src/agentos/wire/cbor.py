@@ -133,7 +133,11 @@ class _Reader:
     def argument(self, head: int) -> int:
         info = head & 31
         if info <= 27:
-            return int.from_bytes(self.take(1 << (info - 24)), "big")
+            at = self.at
+            self.at = end = at + (1 << (info - 24))
+            if end > self.end:
+                raise _ended()
+            return int.from_bytes(self.data[at:end], "big")
         if info == 31 and 0x40 <= head < 0xC0:
             return _INDEFINITE
         raise malformed(f"CBOR: a head of {head:#04x} has no meaning")
