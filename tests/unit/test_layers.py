@@ -76,7 +76,8 @@ UPWARD = {("machine/vm.py", "agentos.host")}
 
 INSIDE_A_VM = {
     "zygote", "forks", "start", "seed", "init", "boot", "spawner", "connector", "confinement", "template", "identity",
-    "channel", "fileserver", "filetree", "filetarget", "image", "lookup", "outlets", "reserve", "shared", "zygote_vm",
+    "channel", "fileserver", "filetree", "filetarget", "image", "jobwire", "lookup", "outlets", "reserve", "shared",
+    "zygote_vm",
 }  # fmt: skip
 """Modules of `machine` that the zygote and every VM's init carry: each import costs time and memory in every VM."""
 STANDARD_INSIDE = {

@@ -23,7 +23,8 @@ from typing import Any
 Message = dict[str, Any]
 Pack = Callable[[Message], bytes]
 """A message as it travels packed. Raises ValueError for one that only travels as JSON."""
-Unpack = Callable[[bytes], Message]
+Unpack = Callable[[bytes], Any]
+"""A packed message as whoever agreed on it likes it; what travels as JSON is a dict."""
 
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 MAX_FDS = 16
@@ -95,7 +96,7 @@ class Decoder:
         self._buffer = bytearray()
         self._fds: list[int] = []
 
-    def feed(self, data: bytes, fds: Sequence[int] = ()) -> list[tuple[Message, list[int]]]:
+    def feed(self, data: bytes, fds: Sequence[int] = ()) -> list[tuple[Any, list[int]]]:
         """The messages that are complete now, each with its descriptors, which the caller then owns."""
         if not self._buffer and len(data) >= _HEADER.size and not self._fds:
             length, kind = _HEADER.unpack_from(data)
@@ -123,7 +124,7 @@ class Decoder:
             raise
         return complete
 
-    def _next(self) -> tuple[Message, list[int]] | None:
+    def _next(self) -> tuple[Any, list[int]] | None:
         if len(self._buffer) < _HEADER.size:
             return None
         length, kind = _HEADER.unpack_from(self._buffer)
@@ -141,7 +142,7 @@ class Decoder:
         fds, self._fds = self._fds[:fd_count], self._fds[fd_count:]
         return message, fds
 
-    def _unpacked(self, body: bytes) -> Message:
+    def _unpacked(self, body: bytes) -> Any:
         if self._unpack is None:
             raise ChannelBroken("a packed frame, and none was agreed on")
         try:

@@ -122,13 +122,14 @@ def _serve(sock: socket.socket, message: Message, confinement: Confinement, proc
     from agentos.machine import (  # imported by init already: they import this module
         connector,
         fileserver,
+        jobwire,
         reserve,
         spawner,
     )
 
     kind, uid = message["kind"], int(message["uid"])
     starts_programs = kind in ("spawner", "reserve")
-    channel = BlockingChannel(sock, spawner.unpack_job if starts_programs else None)
+    channel = BlockingChannel(sock, jobwire.unpack_job if starts_programs else None)
     beyond = reserve.FOR_ITSELF if kind == "reserve" else 0
     try:
         confinement.bind(

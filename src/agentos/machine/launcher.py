@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from agentos.errors import SpawnFailed
 from agentos.linux import pty
 from agentos.machine.channel import Message
+from agentos.machine.jobwire import FULL_DISK, JOURNAL_ENTRY, Report, pack_job, unpack_report
 from agentos.machine.port import NO_SENSE, Port, whole
-from agentos.machine.spawner import JOURNAL_ENTRY, pack_job, unpack_report
 
 if TYPE_CHECKING:
     from agentos.machine.link import Link
@@ -41,19 +41,6 @@ class ExitEvent(NamedTuple):
 
 End = tuple[int, float, int]
 """Status, CPU time and greatest RSS, as ExitEvent has them."""
-
-
-def end_in(message: Message) -> End:
-    """The end of a leader, as `spawner.end_of` has it. Raises what NO_SENSE lists for anything else."""
-    status, cpu_us, max_rss_kib = message["end"]
-    if not (
-        type(status) is type(cpu_us) is type(max_rss_kib) is int
-        and 0 <= status <= 0xFFFF
-        and 0 <= cpu_us < 2**63
-        and 0 <= max_rss_kib <= 2**53
-    ):
-        raise ValueError("no end of a program")
-    return status, cpu_us / 1000, max_rss_kib * 1024
 
 
 class Launch:
@@ -227,9 +214,9 @@ class Launcher:
         """Send anything else."""
         self.port.send(message)
 
-    def _received(self, message: Message, fds: list[int]) -> None:
+    def _received(self, message: Message | Report, fds: list[int]) -> None:
         try:
-            if "exited" in message:
+            if isinstance(message, Report):
                 self._exited(message)
             elif "started" in message:
                 if message["started"] != WARM_UP:
@@ -249,21 +236,22 @@ class Launcher:
             for fd in fds:
                 os.close(fd)
 
-    def _exited(self, message: Message) -> None:
-        number = message["exited"]
+    def _exited(self, report: Report) -> None:
+        number, status, cpu_us, max_rss_kib, strangers, full = report
         if number == WARM_UP:
             self._link.note_warm()
             return
-        end, launch = end_in(message), self.launches[number]
-        if message["strangers"] and not launch.mark:
+        launch = self.launches[number]
+        if strangers and not launch.mark:
             raise ValueError("a lineage that was not named")
         del self.launches[number]
         self._exits += 1
         if self._exits % _JOURNAL_READ_EVERY == 0:
             self.read_journal()
-        if message.get("full") != self._link.full:
-            self._link.note_disk(message.get("full"))
-        if message["strangers"]:
+        if FULL_DISK[full] != self._link.full:
+            self._link.note_disk(FULL_DISK[full])
+        end = (status, cpu_us / 1000, max_rss_kib * 1024)
+        if strangers:
             self._link.name_orphans(launch, end)
         else:
             launch.note_exit(end, ())

@@ -43,7 +43,7 @@ class Reserve:
         syscalls.setfsgid(self.uid)
         syscalls.setfsuid(self.uid)
 
-    def start(self, path: str, argv: list[str], environment: dict[str, str], actions: list[Any]) -> int:
+    def start(self, path: str, argv: list[str], environment: dict[bytes, bytes], actions: list[Any]) -> int:
         """As os.posix_spawn, in a session of its own. Raises OSError when the program could not be executed."""
         failed_read, failed_write = os.pipe2(os.O_CLOEXEC)
         try:
@@ -67,7 +67,9 @@ class Reserve:
             raise OSError(number, os.strerror(number), path)
         return pid
 
-    def _become(self, path: str, argv: list[str], environment: dict[str, str], actions: list[Any]) -> None:
+    def _become(
+        self, path: str, argv: list[str], environment: dict[bytes, bytes], actions: list[Any]
+    ) -> None:
         os.setsid()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         for action in actions:

@@ -14,17 +14,16 @@ init inherits and reports what had been running.
 from __future__ import annotations
 
 import contextlib
-import marshal
 import os
 import select
 import signal
-import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from agentos.linux import privileges, pty, syscalls
 from agentos.machine.channel import BlockingChannel, Message
 from agentos.machine.confinement import SLICE_NS, Confinement
+from agentos.machine.jobwire import JOURNAL_ENTRY, REPORT
 from agentos.machine.lookup import find_program, is_wasm
 from agentos.machine.reserve import Reserve
 
@@ -38,12 +37,6 @@ JOURNAL_FD = 4
 
 The host reads it when it has to kill, or when this process has gone, and is not woken before.
 """
-JOURNAL_ENTRY = struct.Struct("<QQQ")
-"""Number of the job, pid (0 while it is about to start), mark."""
-_REPORT = struct.Struct("<QHQQ?B")
-"""Number of the job whose program has ended, its end (`end_of`), whether there are strangers, index in FULL."""
-_FULL = (None, "disk_bytes", "disk_files")
-"""The limit that the VM's files have come to."""
 
 
 class _Failed(Exception):
@@ -68,7 +61,7 @@ def serve(
     Spawner(channel).run()
 
 
-def _posix_spawn(path: str, argv: list[str], environment: dict[str, str], actions: list[Any]) -> int:
+def _posix_spawn(path: str, argv: list[str], environment: dict[bytes, bytes], actions: list[Any]) -> int:
     # Signals by name: otherwise the C library asks for the disposition of each before it sets that.
     return os.posix_spawn(
         path, argv, environment, file_actions=actions, setsid=True, setsigmask=(), setsigdef=_EVERY_SIGNAL
@@ -80,33 +73,7 @@ def end_of(status: int, usage: Any) -> list[int]:
     return [status, int((usage.ru_utime + usage.ru_stime) * 1_000_000), usage.ru_maxrss]
 
 
-def pack_job(message: Message) -> bytes:
-    """What a spawner is told, packed. The host's own, so nothing in it is hostile. Raises ValueError as Pack does."""
-    return marshal.dumps(message)
-
-
-def unpack_job(body: bytes) -> Message:
-    """What `pack_job` made: nobody but the host writes to a spawner."""
-    message: Message = marshal.loads(body)
-    return message
-
-
-def unpack_report(body: bytes) -> Message:
-    """The report of an end, from a spawner that may be the guest's: raises ValueError for what is none."""
-    if len(body) != _REPORT.size:
-        raise ValueError("not as long as a report")
-    number, status, cpu_us, max_rss_kib, strangers, full = _REPORT.unpack(body)
-    if full >= len(_FULL):
-        raise ValueError("no limit of a disk")
-    return {
-        "exited": number,
-        "end": (status, cpu_us, max_rss_kib),
-        "strangers": strangers,
-        "full": _FULL[full],
-    }
-
-
-Execute = Callable[[str, list[str], dict[str, str], list[Any]], int]
+Execute = Callable[[str, list[str], dict[bytes, bytes], list[Any]], int]
 """Starts a program in a session of its own: path, argv, environment and file actions, as os.posix_spawn has them."""
 
 
@@ -125,7 +92,7 @@ class Spawner:
         self.nice = max(os.getpriority(os.PRIO_PROCESS, 0), 0)
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
         self.ends_fd = syscalls.signalfd(signal.SIGCHLD)
-        self.env: dict[str, str] = {}
+        self.env: dict[bytes, bytes] = {}
         """Of the latest job: the host does not send it again while it stays the same."""
         self.jobs: dict[int, int] = {}
         """pid of a program that was started -> number of its job."""
@@ -189,7 +156,8 @@ class Spawner:
     def start(self, job: Message, fds: list[int]) -> None:
         """Start one program; the answer is its pid and mark, or the step and errno that failed."""
         number = job["job"]
-        self.env = job.get("env", self.env)
+        if "env" in job:
+            self.env = {os.fsencode(name): os.fsencode(value) for name, value in job["env"].items()}
         master = -1
         try:
             if "pty" in job:
@@ -326,7 +294,7 @@ class Spawner:
             self.untold = -1
         if not strangers:
             self.bare = number
-        self.channel.send_packed(_REPORT.pack(number, *end_of(status, usage), strangers, full_disk()))
+        self.channel.send_packed(REPORT.pack(number, *end_of(status, usage), strangers, full_disk()))
 
     def are_strangers(self, children: bytes) -> bool:
         """Whether one of these is none that a job began: whoever outlived its parent."""
@@ -335,7 +303,7 @@ class Spawner:
 
 
 def full_disk() -> int:
-    """Index in _FULL, by the kernel's count; 0 where there is room."""
+    """Index in jobwire.FULL_DISK, by the kernel's count; 0 where there is room."""
     counts = os.statvfs("/")
     if counts.f_bavail == 0:
         return 1
@@ -356,7 +324,7 @@ def _new_mark() -> tuple[int, int]:
     return os.fstat(fd).st_ino, fd
 
 
-def _spawn(job: Message, environment: dict[str, str], actions: list[Any], execute: Execute) -> int:
+def _spawn(job: Message, environment: dict[bytes, bytes], actions: list[Any], execute: Execute) -> int:
     argv = job["argv"]
     try:
         # Not the caller's cwd but this process's: posix_spawn(3) as Python has it knows no other way.
@@ -366,10 +334,14 @@ def _spawn(job: Message, environment: dict[str, str], actions: list[Any], execut
     try:
         path, as_bash = job["path"], job["as_bash"]
         if path is None:
-            path = find_program(argv[0], environment.get("PATH", os.defpath), directories=as_bash)
+            places = environment.get(b"PATH")
+            path = find_program(
+                argv[0], os.defpath if places is None else os.fsdecode(places), directories=as_bash
+            )
         if as_bash:
+            added = {b"PWD": os.getcwdb(), b"SHLVL": b"0", b"_": os.fsencode(path)}
             # If that fails, bash is to say what it makes of it.
-            return execute(path, argv, {**environment, "PWD": os.getcwd(), "SHLVL": "0", "_": path}, actions)
+            return execute(path, argv, {**environment, **added}, actions)
         try:
             return execute(path, argv, environment, actions)
         except OSError as error:
