@@ -62,13 +62,15 @@ class Alarms:
         self._victim: tuple[int | None, str | None] = (None, None)
         self._nameless: asyncio.TimerHandle | None = None
         """A kill of the kernel's that may yet turn out to be of a command."""
-        self._made_room = False
+        self.made_room = False
+        """Whether the reserve may start programs beyond the limit."""
         self._pids_seen = b""
         self.watched = False
         """Whether a timer looks at it."""
         self._silent = False
         """Whether the kernel may count refused forks and wake nobody: version 1 does so from Linux 6.11 on."""
-        self._startless = 0
+        self.startless = 0
+        """Looks since the last start through the API."""
         self._full: object = None
 
     def start(self, loop: asyncio.AbstractEventLoop, cgroup: Cgroup) -> None:
@@ -92,7 +94,7 @@ class Alarms:
 
     def watch(self) -> None:
         """Something is being started: where the kernel tells nobody of refused forks, look from time to time."""
-        self._startless = 0
+        self.startless = 0
         if self._silent and not self.watched and not _Rounds.heard and self._loop is not None:
             self.watched = True
             _rounds(self._loop).add(self)
@@ -150,16 +152,16 @@ class Alarms:
 
     def make_room(self) -> None:
         """Let the reserve start programs beyond the limit: each user of the VM is still held to it (RLIMIT_NPROC)."""
-        if not self._made_room and self._cgroup is not None:
-            self._made_room = True
+        if not self.made_room and self._cgroup is not None:
+            self.made_room = True
             self._let_there_be(self._limits.processes + RESERVED_PROCESSES)
 
     def settle(self) -> None:
         """After something has ended: is the room still needed?"""
-        if self._made_room and self._cgroup is not None:
+        if self.made_room and self._cgroup is not None:
             with contextlib.suppress(OSError):  # the VM is ending
                 if (self._cgroup.pids_current() or 0) < self._limits.processes:
-                    self._made_room = False
+                    self.made_room = False
                     self._let_there_be(self._limits.processes)
 
     def look_round(self) -> bool:
@@ -167,8 +169,8 @@ class Alarms:
         if not self._silent or _Rounds.heard:
             return False
         self._ask_for_pids()
-        self._startless += 1
-        if self._startless % _STARTLESS_ROUNDS:
+        self.startless += 1
+        if self.startless % _STARTLESS_ROUNDS:
             return True
         assert self._cgroup is not None
         try:

@@ -6,7 +6,7 @@ import marshal
 import struct
 from typing import NamedTuple
 
-from agentos.machine.channel import Message
+from agentos.machine.channel import Pack, Unpack
 
 JOURNAL_ENTRY = struct.Struct("<QQQ")
 """Number of the job, pid (0 while it is about to start), mark."""
@@ -16,15 +16,10 @@ FULL_DISK = (None, "disk_bytes", "disk_files")
 """The limit that the VM's files have come to."""
 
 
-def pack_job(message: Message) -> bytes:
-    """What a spawner is told, packed. The host's own, so nothing in it is hostile. Raises ValueError as Pack does."""
-    return marshal.dumps(message)
-
-
-def unpack_job(body: bytes) -> Message:
-    """What `pack_job` made: nobody but the host writes to a spawner."""
-    message: Message = marshal.loads(body)
-    return message
+pack_job: Pack = marshal.dumps
+"""What a spawner is told, packed."""
+unpack_job: Unpack = marshal.loads
+"""What `pack_job` made: nobody but the host writes to a spawner."""
 
 
 class Report(NamedTuple):

@@ -33,7 +33,10 @@ class Starts:
 
         Then with the reserve: `start` is told whether to use that. LimitExceeded where it has no process left either.
         """
-        self._alarms.watch()
+        if self._alarms.watched:
+            self._alarms.startless = 0
+        else:
+            self._alarms.watch()
         limits, reserve = self._limits, False
         for attempt in range(_SPAWNER_TRIES):
             try:
@@ -84,4 +87,5 @@ class Starts:
             self._alarms.killed(pid, program.argv[0])
         elif reason == "outputLimit":
             self._alarms.reached("runaway_bytes", pid=pid, command=program.argv[0])
-        self._alarms.settle()
+        if self._alarms.made_room:
+            self._alarms.settle()
