@@ -6,7 +6,7 @@ import functools
 
 import pytest
 
-from tests.escape.matrix import Outcome, groups, lacks, make, mode_here
+from tests.escape.matrix import MINUTES, Outcome, groups, lacks, make, mode_here
 from tests.escape.stage import ALL
 
 MODE = mode_here()
@@ -19,7 +19,7 @@ def on_the_product() -> Outcome:
     return make(list(ALL))
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(MINUTES * 60 + 20)
 @pytest.mark.parametrize("name", ALL)
 def test_it_is_held(name: str) -> None:
     """On the product, in whatever mode this user has, no attempt succeeds."""
@@ -28,7 +28,7 @@ def test_it_is_held(name: str) -> None:
     assert not seen.startswith("the stage broke down"), seen
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(MINUTES * 60 + 20)
 @pytest.mark.parametrize("without", GROUPS, ids=" + ".join)
 def test_it_gets_out_without_the_defence(without: tuple[str, ...]) -> None:
     """So the attempt is a real one, and the defence what holds it."""
