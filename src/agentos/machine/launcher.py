@@ -43,6 +43,12 @@ End = tuple[int, float, int]
 """Status, CPU time and greatest RSS, as ExitEvent has them."""
 
 
+def end_in(status: object, cpu_us: object, max_rss_kib: object) -> End:
+    """The end of a leader, from what `spawner.end_of` gives. Raises ValueError for what no process can have."""
+    cpu_ms = whole(cpu_us, 2**63 - 1) / 1000
+    return whole(status, 0xFFFF), cpu_ms, whole(max_rss_kib, 2**53) * 1024
+
+
 class Launch:
     """One program that a spawner was asked to start."""
 
@@ -111,10 +117,7 @@ class Launch:
 
     def note_exit(self, end: End, orphans: tuple[tuple[int, str], ...]) -> None:
         """Its leader has been reaped. Of a quiet one that ended soon, the pid is not known."""
-        if self._settling is None:
-            self.settled = True
-        else:
-            self._settle()
+        self._settle()
         if not self.exited.done():
             self.exited.set_result(ExitEvent(self.pid, *end, orphans))
 
@@ -241,7 +244,7 @@ class Launcher:
         if number == WARM_UP:
             self._link.note_warm()
             return
-        launch = self.launches[number]
+        launch, end = self.launches[number], end_in(status, cpu_us, max_rss_kib)
         if strangers and not launch.mark:
             raise ValueError("a lineage that was not named")
         del self.launches[number]
@@ -250,7 +253,6 @@ class Launcher:
             self.read_journal()
         if FULL_DISK[full] != self._link.full:
             self._link.note_disk(FULL_DISK[full])
-        end = (status, cpu_us / 1000, max_rss_kib * 1024)
         if strangers:
             self._link.name_orphans(launch, end)
         else:

@@ -15,7 +15,7 @@ from typing import Any
 
 from agentos.errors import BootFailed, VmStopped
 from agentos.machine.channel import Message
-from agentos.machine.launcher import LAUNCH_SECONDS, MAX_PID, End, Launch, Launcher
+from agentos.machine.launcher import LAUNCH_SECONDS, MAX_PID, End, Launch, Launcher, end_in
 from agentos.machine.port import NO_SENSE, Port, whole
 
 IDLE_SECONDS = 10.0
@@ -26,19 +26,6 @@ FIRST_NUMBER = 2
 """Of servants, launches and requests; 1 is the spawner that a VM may be made with."""
 INIT_FRAME_BYTES = 4 * 1024 * 1024
 """Greatest message of init: a page of the process table, or a lineage by name."""
-
-
-def _end_in(message: Message) -> End:
-    """The end of a leader, as `spawner.end_of` has it. Raises what NO_SENSE lists for anything else."""
-    status, cpu_us, max_rss_kib = message["end"]
-    if not (
-        type(status) is type(cpu_us) is type(max_rss_kib) is int
-        and 0 <= status <= 0xFFFF
-        and 0 <= cpu_us < 2**63
-        and 0 <= max_rss_kib <= 2**53
-    ):
-        raise ValueError("no end of a program")
-    return status, cpu_us / 1000, max_rss_kib * 1024
 
 
 class Link:
@@ -385,7 +372,7 @@ class Link:
             self.outlets = {str(name): socket.socket(fileno=fds.pop(0)) for name in names}
 
     def _on_exited(self, message: Message) -> None:
-        end = _end_in(message)
+        end = end_in(*message["end"])
         launch = self._adopted.pop(message["exited"], None)
         if launch is not None:
             self.name_orphans(launch, end)

@@ -27,6 +27,7 @@ from agentos.machine.channel import (
     send,
 )
 from agentos.machine.jobwire import FULL_DISK, pack_job, unpack_job, unpack_report
+from agentos.machine.launcher import end_in
 
 Pair = tuple[BlockingChannel, BlockingChannel]
 
@@ -221,6 +222,14 @@ def test_any_report_is_one_or_breaks_the_channel(body: bytes) -> None:
         return
     assert 0 <= report.status <= 0xFFFF
     assert FULL_DISK[report.full] in (None, "disk_bytes", "disk_files")
+
+
+@pytest.mark.parametrize("end", [(0x10000, 0, 0), (0, 2**63, 0), (0, 0, 2**53 + 1), (0, -1, 0), (0, 0.0, 0)])
+def test_an_end_that_no_process_can_have_is_refused(end: tuple[object, object, object]) -> None:
+    """Nor do its numbers come near what a client is told."""
+    assert end_in(9, 1500, 4) == (9, 1.5, 4096)
+    with pytest.raises(ValueError, match="no number"):
+        end_in(*end)
 
 
 def test_a_large_message_with_descriptors_over_a_small_socket() -> None:
