@@ -226,6 +226,30 @@ def test_a_command_that_is_not_found(in_vm: Any) -> None:
     in_vm(body)
 
 
+def test_a_builtin_is_not_looked_for_on_the_path(in_vm: Any) -> None:
+    """A program of the user's that has a builtin's name is started where bash would start it, and only there."""
+
+    async def body(vm: VM) -> None:
+        await vm.files.mkdir(".local/bin")
+        for name in ("echo", "true", "false", "ls"):
+            await vm.files.write_file(f".local/bin/{name}", "#!/bin/sh\nprintf mine\nexit 9\n", mode=0o755)
+        for command in ("echo hi", "echo hi;", "echo"):
+            assert (await vm.exec(command)).stdout == command[5:].rstrip(";") + "\n"
+        for command, code in (
+            ("true", 0),
+            ("false", 1),
+            ("true a b", 0),
+            ("false -x", 1),
+            ("true --help", 0),
+        ):
+            result = await vm.exec(command)
+            assert (result.exit_code, result.stdout) == (code, ""), command
+        assert (await vm.exec("ls")).stdout == "mine"
+        assert (await vm.exec("env echo hi")).stdout == "mine"
+
+    in_vm(body)
+
+
 def test_arguments_are_not_parsed(in_vm: Any) -> None:
     """exec_file hands over spaces, quotes, newlines, empty and undecodable arguments as they are."""
 

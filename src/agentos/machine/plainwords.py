@@ -23,6 +23,11 @@ _BUILTINS_AND_KEYWORDS = frozenset(
     set shift shopt source suspend test then time times trap true type typeset ulimit umask unalias unset until
     wait while""".split()  # noqa: SIM905
 )
+TWINS = {name: f"/bin/{name}" for name in ("echo", "true", "false")}
+"""Builtins whose program does the very same on words without options and backslashes, and where that is.
+
+It is not looked for on PATH: bash would not start an `echo` of the user's there.
+"""
 _CHANGES_BASH = frozenset(
     ("BASH_ENV", "BASHOPTS", "SHELLOPTS", "POSIXLY_CORRECT", "BASH_XTRACEFD", "BASH_COMPAT", "ENV")
 )
@@ -37,8 +42,7 @@ def plain_words(command: str) -> list[str] | None:
     if match is None or "=" in match[1] or match[1][0] == "%":
         return None
     words = [match[1], *match[2].split()]
-    if words[0] == "echo":
-        # A builtin, but on words without options or backslashes the program does the very same.
+    if words[0] in TWINS:
         return None if len(words) > 1 and words[1].startswith("-") else words
     return None if words[0] in _BUILTINS_AND_KEYWORDS else words
 

@@ -10,7 +10,7 @@ from typing import Any
 from agentos.errors import InvalidRequest, LimitExceeded, SpawnFailed
 from agentos.machine.execution import ExecOptions, Execution
 from agentos.machine.jobs import Program, check_program, program_of
-from agentos.machine.plainwords import leaves_bash_alone, plain_words
+from agentos.machine.plainwords import TWINS, leaves_bash_alone, plain_words
 from agentos.machine.verbs.parts import VmParts
 from agentos.model import ExecResult, Limits, check_count, check_data, check_seconds, check_text
 
@@ -53,7 +53,8 @@ class ExecVerbs(VmParts):
         )  # fmt: skip
         words = plain_words(command)
         if words is not None:
-            program = program_of(self.spec, words, None, cwd=cwd, env=env, user=user, as_bash=True)
+            path = TWINS.get(words[0])
+            program = program_of(self.spec, words, path, cwd=cwd, env=env, user=user, as_bash=True)
             # What is always in the environment does.
             if (env is None and not self.spec.env) or leaves_bash_alone(program.env):
                 try:
