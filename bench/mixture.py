@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import random
 import time
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 from agentos import create_client
 from agentos.client.connection import Connection
 from agentos.client.events import ProcessExit, ProcessOutput, StreamError
-from agentos.errors import ConnectionLost, ShellNotFound
+from agentos.errors import ConnectionLost
 from agentos.model import ExitStatus
 
 T = TypeVar("T")
@@ -263,9 +262,7 @@ class Worker:
         if shell is None:
             for one in await self._agent.list_shells():
                 if one.running and nonce in " ".join(one.args):
-                    # The server may be about to take it back: the call that opened it was cut off.
-                    with contextlib.suppress(ShellNotFound):
-                        await self._once("shell", self._agent.close_shell(one.shell_id))
+                    await self._once("shell", self._agent.close_shell(one.shell_id))
             return
         typed = await self._once("shell", _true(shell.write(f"{nonce}\n")))
         if not typed:

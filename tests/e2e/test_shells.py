@@ -429,6 +429,29 @@ def test_an_opening_that_is_cancelled_leaves_no_terminal(in_vm: Any) -> None:
     in_vm(body)
 
 
+def test_a_shell_is_known_when_it_is_open(in_vm: Any) -> None:
+    """While it is being opened it counts, but nobody can wait for the end of what may never begin."""
+
+    async def body(vm: VM) -> None:
+        opening = asyncio.ensure_future(vm.open_shell("cat"))
+        await asyncio.sleep(0)
+        assert await vm.list_shells() == []
+        for call in (vm.close_shell, vm.wait_shell):
+            with pytest.raises(ShellNotFound):
+                await call("shell-1")
+        with pytest.raises(LimitExceeded) as caught:
+            await vm.open_shell()
+        assert caught.value.details["limit"] == "shells"
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        shell = await vm.open_shell("cat")
+        assert [one.pid for one in await vm.list_shells()] == [shell.pid]
+        await shell.close()
+
+    in_vm(body, limits=Limits(shells=1))
+
+
 @needs_program("tmux")
 def test_tmux(in_vm: Any) -> None:
     """tmux splits its window, survives a detach and a hang-up, and is attached to again from another shell."""

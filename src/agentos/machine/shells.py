@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
+from collections.abc import Iterator
 
 from agentos.errors import LimitExceeded, ShellNotFound
 from agentos.machine.shell import Shell
@@ -16,6 +18,7 @@ class Shells:
         self._limits = limits
         self._shells: dict[str, Shell] = {}
         self._ended: deque[str] = deque()
+        self._opening = 0
         self._count = 0
 
     def get(self, shell_id: str) -> Shell:
@@ -33,21 +36,26 @@ class Shells:
         """All of them, oldest first."""
         return [one.info() for one in self._shells.values()]
 
-    def new_id(self) -> str:
-        """An id for one more. LimitExceeded (shells) where as many are open as may be."""
-        alive, most = sum(1 for one in self._shells.values() if one.running), self._limits.shells
+    @contextlib.contextmanager
+    def opening(self) -> Iterator[str]:
+        """The id of one more, which counts while it is being opened. LimitExceeded (shells) where as many are open.
+
+        Nobody else knows of it before: it may yet be taken back, and would then have no end to wait for.
+        """
+        running = sum(1 for one in self._shells.values() if one.running)
+        alive, most = running + self._opening, self._limits.shells
         if alive >= most:
             raise LimitExceeded.of("shells", alive + 1, most, f"{alive} shells are open already")
         self._count += 1
-        return f"shell-{self._count}"
+        self._opening += 1
+        try:
+            yield f"shell-{self._count}"
+        finally:
+            self._opening -= 1
 
     def add(self, shell: Shell) -> None:
-        """One is being opened, and counts from now on."""
+        """One is open."""
         self._shells[shell.shell_id] = shell
-
-    def discard(self, shell: Shell) -> None:
-        """It could not be opened."""
-        del self._shells[shell.shell_id]
 
     def ended(self, shell: Shell) -> None:
         """One has ended: remember it, and forget the oldest beyond the limit."""

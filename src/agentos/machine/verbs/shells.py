@@ -44,13 +44,10 @@ class ShellVerbs(VmParts):
         size = TermSize(cols, rows)
         self._check_running()
         limits = self.spec.limits
-        shell = Shell(self, self._shells.new_id(), program, size, limits.scrollback_bytes)
-        self._shells.add(shell)
-        try:
+        with self._shells.opening() as shell_id:
+            shell = Shell(self, shell_id, program, size, limits.scrollback_bytes)
             await self._starts.insist(lambda reserve: shell.start(self.link, limits, reserve=reserve))
-        except BaseException:
-            self._shells.discard(shell)
-            raise
+        self._shells.add(shell)
         if self.on_shell:
             self.on_shell(shell)
         return shell
