@@ -69,6 +69,7 @@ class Launch:
     asked_for = False
     """Whether its spawner was to say what became of it, because nothing was known of it yet."""
     kill_wanted = False
+    """Whether it is killed as soon as it is known what to kill."""
     kills_under_way = 0
     released = False
     _settling: Future[None] | None = None
@@ -93,14 +94,16 @@ class Launch:
         pid, mark = whole(message["pid"], MAX_PID, least=1), whole(message["mark"], 2**64 - 1)
         if self.settled or len(fds) != self._terminal or not all(map(pty.is_master, fds)):
             raise ValueError("no news, or not the descriptors of a program that was started")
-        self.pid, self.mark = pid, mark
         if fds:
             self.master_fd = fds.pop()
+        self.note_found(pid, mark)
+
+    def note_found(self, pid: int, mark: int) -> None:
+        """It was started, whoever tells: of one on a terminal, without that when its spawner has gone."""
+        self.pid, self.mark = pid, mark
         self._settle()
         if self.on_started:
             self.on_started()
-        if self.kill_wanted:
-            self._link.kill_soon(self)
 
     def note_failed(self, number: int, step: str) -> None:
         """It could not be started."""
@@ -300,7 +303,7 @@ class Launcher:
         launches, self.launches = list(self.launches.values()), {}
         for launch in launches:
             if launch.noted_pid and not launch.settled:
-                launch.note_started({"pid": launch.noted_pid, "mark": launch.attempted}, [])
+                launch.note_found(launch.noted_pid, launch.attempted)
         self._link.adopt([launch for launch in launches if launch.pid])
         for launch in launches:
             if launch.pid:

@@ -132,8 +132,13 @@ class Link:
     def release(self, launch: Launch) -> None:
         """The launch is over: nothing of its lineage will be asked for or killed again."""
         launch.released = True
-        if not launch.kills_under_way:
+        if not (launch.kills_under_way or launch.kill_wanted):
             launch.launcher.forgotten.append(launch.number)
+
+    def take_back(self, launch: Launch) -> None:
+        """Nobody wants the launch any more, which may not have started yet."""
+        self.kill_soon(launch)
+        self.release(launch)
 
     def _drop_idle(self, seen: int) -> None:
         """Once in a while: a spawner that nothing was asked of since the last time, and that runs nothing, goes."""
@@ -196,7 +201,7 @@ class Link:
         if members is None:
             launch.abandon(self.stopped_error())
         elif members:
-            launch.note_started({"pid": min(pid for pid, _ in members), "mark": launch.attempted}, [])
+            launch.note_found(min(pid for pid, _ in members), launch.attempted)
             self.adopt([launch])
         else:
             launch.note_lost()
@@ -216,8 +221,9 @@ class Link:
         self._look_up(launch)
         if launch.mark:
             self._kill(launch)
-        else:
+        elif not launch.kill_wanted:
             launch.kill_wanted = True
+            launch.settling().add_done_callback(lambda _: self._kill_wanted(launch))
             launch.launcher.ask_for(launch)
 
     def _look_up(self, launch: Launch) -> None:
@@ -238,6 +244,14 @@ class Link:
         answer = self._ask("kill", {"mark": launch.mark})
         answer.add_done_callback(lambda done: self._killed(launch, done))
         return answer
+
+    def _kill_wanted(self, launch: Launch) -> None:
+        """It is known now what became of a launch that is to be killed. Its mark was kept for that."""
+        launch.kill_wanted = False
+        if launch.mark and not self._port.closed:
+            self._kill(launch)
+        elif launch.released:
+            self.release(launch)
 
     def _killed(self, launch: Launch, done: asyncio.Future[Message]) -> None:
         if not done.cancelled():

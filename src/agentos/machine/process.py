@@ -208,7 +208,7 @@ class Process:
         try:
             await asyncio.shield(launch.settling())
         except BaseException:
-            link.kill_soon(launch)
+            link.take_back(launch)
             self._close()
             raise
         if launch.error is not None or not launch.pid:

@@ -187,7 +187,7 @@ class Shell:
         try:
             await asyncio.shield(launch.settling())
         except BaseException:
-            link.kill_soon(launch)
+            link.take_back(launch)
             launch.settling().add_done_callback(lambda _: _close_master(launch))
             raise
         master, launch.master_fd = launch.master_fd, -1
@@ -197,7 +197,7 @@ class Shell:
             if link.ended.done():
                 raise link.stopped_error()
             if launch.pid:
-                link.kill_soon(launch)
+                link.take_back(launch)
             raise spawn_failed(launch.error or lost_at_start(), self._program)
         self.pid = launch.pid
         self._master_fd = master
