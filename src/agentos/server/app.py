@@ -22,6 +22,7 @@ from agentos.server.calls import Calls
 from agentos.server.gateway import Gateway, status_of
 from agentos.server.http import (
     JSON_TYPE,
+    Arriving,
     Disconnected,
     MethodNotAllowed,
     Receive,
@@ -57,6 +58,7 @@ class Application:
     ) -> None:
         self.settings = settings or Settings()
         self.metrics = Metrics()
+        self.arriving = Arriving(self.settings.max_arriving_bytes)
         self._kinds = kinds
         self._data_dir = data_dir
         self._host = host
@@ -92,9 +94,9 @@ class Application:
         self.metrics.watch(self.actors)
         previews = Previews(await asyncio.to_thread(load_key, self._data_dir))
         calls = Calls(self.metrics, previews)
-        self._gateway = Gateway(self.actors, self._access, calls, self.metrics, self.settings)
+        self._gateway = Gateway(self.actors, self._access, calls, self.metrics, self.settings, self.arriving)
         self._previews = PreviewProxy(self.actors, previews, self.settings, self.metrics.counters)
-        self._management = Management(self.actors, self.settings)
+        self._management = Management(self.actors, self.settings, self.arriving)
 
     async def close(self) -> None:
         """End connections, put every VM to sleep and let go of everything."""

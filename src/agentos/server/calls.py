@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar
 
 from agentos import actions
 from agentos.actor import Actor
@@ -18,8 +19,18 @@ from agentos.server.previews import Previews
 
 log = logging.getLogger("agentos.server")
 
+_T = TypeVar("_T")
+
 BIG_BYTES: Final = 256 * 1024
-"""Messages beyond this are decoded and encoded in a thread, so that nobody else waits for it."""
+"""Messages beyond this are decoded and encoded aside, so that nobody else waits for it."""
+
+_ASIDE: Final = ThreadPoolExecutor(2, "agentos-coding")
+"""More would only take turns with the event loop: it waits longer for its own, the more there are."""
+
+
+async def aside(work: Callable[..., _T], *args: Any) -> _T:
+    """What `work` returns, which takes long; nobody waits for it but who asks."""
+    return await asyncio.get_running_loop().run_in_executor(_ASIDE, work, *args)
 
 
 def weight(output: Any) -> int:

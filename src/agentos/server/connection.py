@@ -10,7 +10,7 @@ from typing import Any
 
 from agentos.actor import Actor
 from agentos.errors import AgentOSError, InternalError, InvalidRequest
-from agentos.server.calls import BIG_BYTES, Calls, weight
+from agentos.server.calls import BIG_BYTES, Calls, aside, weight
 from agentos.server.events import Subscriber
 from agentos.server.http import Receive, Send
 from agentos.server.metrics import Metrics
@@ -27,6 +27,11 @@ from agentos.wire.positions import RESUME, read_resumption
 _CLOSE_SECONDS = 2.0
 _LAST_SECONDS = 1.0
 """For calls in flight to be answered before the connection is closed."""
+_MOST_UNSENT_FRAMES = 1024
+"""Frames that one connection has not taken yet, beyond which nothing more of it is looked at: small ones weigh more
+than their bytes, and all of them end at once when the connection does."""
+_FRAMES_AT_ONCE = 16
+"""Frames of one connection that are looked at before others have their turn: thousands may have come together."""
 
 
 class Cancelled(AgentOSError):
@@ -59,7 +64,8 @@ class Connection:
         self._settings = settings
         # A socket that takes nothing any more: the reader is told so too, and ends everything.
         self._outgoing = Outgoing(send, lambda: self.end(None))
-        self._tasks: set[asyncio.Task[None]] = set()
+        # In their order: so cancelled, each finds itself first among those that wait for one thing.
+        self._tasks: dict[asyncio.Task[None], None] = {}
         self._acting: dict[int, asyncio.Task[None]] = {}
         """Actions that have not come to their result, by id."""
         self._ending: asyncio.Future[Close | None] = asyncio.get_running_loop().create_future()
@@ -102,6 +108,8 @@ class Connection:
     async def _read(self) -> Close | None:
         await self._outgoing.send(self._core.start())
         self._subscriber.start()
+        outgoing, most = self._outgoing, self._settings.max_unsent_bytes
+        looked_at = 0
         while True:
             message = await self._receive()
             if message["type"] == "websocket.disconnect":
@@ -110,14 +118,17 @@ class Connection:
             frame = text if text is not None else message["bytes"]
             try:
                 if len(frame) > BIG_BYTES:
-                    received = await asyncio.to_thread(self._core.receive, frame)
+                    received = await aside(self._core.receive, frame)
                 else:
                     received = self._core.receive(frame)
             except MalformedMessage:
                 return MALFORMED
             self._heed(received)
-            if self._outgoing.unsent > self._settings.max_unsent_bytes:
-                await self._outgoing.at_most(self._settings.max_unsent_bytes)
+            looked_at += 1
+            if looked_at % _FRAMES_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            if outgoing.unsent > most or outgoing.waiting > _MOST_UNSENT_FRAMES:
+                await outgoing.at_most(most, _MOST_UNSENT_FRAMES)
 
     def _heed(self, received: Received | None) -> None:
         if isinstance(received, ActionCalled) and received.name in (RESUME, CANCEL):
@@ -152,8 +163,8 @@ class Connection:
 
     def _spawn(self, work: Any) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
         return task
 
     async def _act(self, called: ActionCalled) -> None:
@@ -164,7 +175,7 @@ class Connection:
                 # From here on it is answered, and not to be cancelled any more.
                 self._acting.pop(called.id, None)
             if weight(output) > BIG_BYTES:
-                frame = await asyncio.to_thread(self._core.respond, called.id, output)
+                frame = await aside(self._core.respond, called.id, output)
             else:
                 frame = self._core.respond(called.id, output)
         except AgentOSError as error:

@@ -12,10 +12,11 @@ from agentos.actor import Actor
 from agentos.actors import Actors
 from agentos.errors import AgentOSError, InternalError, InvalidRequest, LimitExceeded, VmNotFound
 from agentos.server.access import Access
-from agentos.server.calls import BIG_BYTES, Calls, weight
+from agentos.server.calls import BIG_BYTES, Calls, aside, weight
 from agentos.server.connection import Connection
 from agentos.server.http import (
     JSON_TYPE,
+    Arriving,
     BodyTooLong,
     Disconnected,
     Headers,
@@ -26,6 +27,7 @@ from agentos.server.http import (
     RouteNotFound,
     Scope,
     Send,
+    TooMuchArriving,
     answer,
 )
 from agentos.server.metrics import Metrics
@@ -76,13 +78,20 @@ class Gateway:
     """Answers everything that is addressed to an actor."""
 
     def __init__(
-        self, actors: Actors, access: Access, calls: Calls, metrics: Metrics, settings: Settings
+        self,
+        actors: Actors,
+        access: Access,
+        calls: Calls,
+        metrics: Metrics,
+        settings: Settings,
+        arriving: Arriving,
     ) -> None:
         self._actors = actors
         self._actions = calls
         self._access = access
         self._metrics = metrics
         self._settings = settings
+        self._arriving = arriving
         self._connections: set[Connection] = set()
         self._calls = 0
         self._nobody = asyncio.Event()
@@ -105,7 +114,7 @@ class Gateway:
                 raise MethodNotAllowed(
                     f"{request.method}: an action is called with POST", method=request.method
                 )
-            data = await request.body(self._settings)
+            data = await request.body(self._settings, self._arriving)
             call = await _decoded(encoding, data)
             # Not before: answered while it still sends, a client loses the answer (RFC 9112, 9.6). Those that are
             # counted from here on are waited for.
@@ -150,7 +159,7 @@ class Gateway:
         going = isinstance(error, ServerGoing)
         body = JSON.encode_body(COME_BACK if going else http_error(error, _specifier(actor)))
         # After a body that was not read, what follows on this connection is no request.
-        unread = going or isinstance(error, BodyTooLong | RequestTimeout)
+        unread = going or isinstance(error, BodyTooLong | TooMuchArriving | RequestTimeout)
         headers = [JSON_TYPE, *cors, *([(b"connection", b"close")] if unread else [])]
         await answer(send, status_of(error), body, headers)
 
@@ -304,14 +313,14 @@ async def _decoded(encoding: Encoding, data: bytes) -> HttpActionRequest:
     if not data:
         raise InvalidRequest("the body is empty: wanted an object with args", argument="body")
     if len(data) > BIG_BYTES:
-        return await asyncio.to_thread(encoding.decode_body, HttpActionRequest, data)
+        return await aside(encoding.decode_body, HttpActionRequest, data)
     return encoding.decode_body(HttpActionRequest, data)
 
 
 async def _encoded(encoding: Encoding, output: Any) -> bytes:
     message = HttpActionResponse(output)
     if weight(output) > BIG_BYTES:
-        return await asyncio.to_thread(encoding.encode_body, message)
+        return await aside(encoding.encode_body, message)
     return encoding.encode_body(message)
 
 

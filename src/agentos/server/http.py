@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from agentos.errors import AgentOSError, LimitExceeded, NotFound
 from agentos.server.settings import Settings
@@ -40,6 +40,31 @@ class BodyTooLong(LimitExceeded):
     """The body is over the limit."""
 
 
+class TooMuchArriving(LimitExceeded):
+    """Other bodies that are not whole yet leave no room for this one."""
+
+
+class Arriving:
+    """Counts what has come of bodies and frames that are not whole yet, of all clients together."""
+
+    SMALL: Final = 64 * 1024
+    """Up to here one does not count: what begins is let in however much there is."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.bytes = 0
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether there is too much of it."""
+        return self.bytes > self.most
+
+    def change(self, before: int, size: int) -> None:
+        """One that had `before` bytes has `size` now; none when it is whole, or given up."""
+        if before > self.SMALL or size > self.SMALL:
+            self.bytes += (size if size > self.SMALL else 0) - (before if before > self.SMALL else 0)
+
+
 class Disconnected(Exception):
     """The client went away: nobody is there to be answered."""
 
@@ -70,8 +95,8 @@ class Request:
                 return value.decode("latin-1")
         return None
 
-    async def body(self, settings: Settings) -> bytes:
-        """All of the body. Raises BodyTooLong, RequestTimeout, or Disconnected."""
+    async def body(self, settings: Settings, arriving: Arriving) -> bytes:
+        """All of the body. Raises BodyTooLong, TooMuchArriving, RequestTimeout, or Disconnected."""
         length = self.header(b"content-length")
         if length is not None and length.isdigit() and int(length) > settings.max_body_bytes:
             raise _too_long(int(length), settings)
@@ -82,21 +107,31 @@ class Request:
             if len(chunk) > settings.max_body_bytes:
                 raise _too_long(len(chunk), settings)
             return chunk
-        return await self._rest(bytearray(chunk), settings)
+        return await self._rest(bytearray(chunk), settings, arriving)
 
     async def _first(self, settings: Settings) -> MutableMapping[str, Any]:
         return await _next(self._receive, settings.body_idle_seconds)
 
-    async def _rest(self, body: bytearray, settings: Settings) -> bytes:
+    async def _rest(self, body: bytearray, settings: Settings, arriving: Arriving) -> bytes:
         deadline = asyncio.get_running_loop().time() + settings.body_seconds
-        more = True
-        while more:
-            left = deadline - asyncio.get_running_loop().time()
-            message = await _next(self._receive, min(settings.body_idle_seconds, left))
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > settings.max_body_bytes:
-                raise _too_long(len(body), settings)
+        more, counted = True, 0
+        try:
+            while more:
+                arriving.change(counted, len(body))
+                counted = len(body)
+                if arriving.exceeded and counted > Arriving.SMALL:
+                    said = "too much of requests that are not whole yet (raise it with setup(max_arriving_bytes=...))"
+                    raise TooMuchArriving(
+                        said, limit="max_arriving_bytes", value=arriving.bytes, maximum=arriving.most
+                    )
+                left = deadline - asyncio.get_running_loop().time()
+                message = await _next(self._receive, min(settings.body_idle_seconds, left))
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+                if len(body) > settings.max_body_bytes:
+                    raise _too_long(len(body), settings)
+        finally:
+            arriving.change(counted, 0)
         return bytes(body)
 
 

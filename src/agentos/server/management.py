@@ -9,7 +9,8 @@ from urllib.parse import parse_qs
 from agentos.actor import Actor
 from agentos.actors import Actors
 from agentos.errors import AgentOSError, InvalidRequest, VmNotFound
-from agentos.server.http import MethodNotAllowed, Request, RouteNotFound
+from agentos.server.calls import BIG_BYTES, aside
+from agentos.server.http import Arriving, MethodNotAllowed, Request, RouteNotFound
 from agentos.server.settings import Settings
 from agentos.store import ActorRecord
 from agentos.wire.keys import deserialize_key, serialize_key
@@ -28,9 +29,10 @@ class DuplicateKey(AgentOSError):
 class Management:
     """Answers requests under `/actors`."""
 
-    def __init__(self, actors: Actors, settings: Settings) -> None:
+    def __init__(self, actors: Actors, settings: Settings, arriving: Arriving) -> None:
         self._actors = actors
         self._settings = settings
+        self._arriving = arriving
 
     async def answer(self, request: Request) -> dict[str, Any]:
         """The body of the answer. Raises AgentOSError."""
@@ -46,7 +48,9 @@ class Management:
             raise MethodNotAllowed(
                 f"{request.method}: /actors knows GET, PUT and POST", method=request.method
             )
-        return self._make(request.method, _object(await request.body(self._settings)), query)
+        data = await request.body(self._settings, self._arriving)
+        body = await aside(_object, data) if len(data) > BIG_BYTES else _object(data)
+        return self._make(request.method, body, query)
 
     async def _one(self, request: Request, actor_id: str) -> dict[str, Any]:
         if request.method == "GET":

@@ -15,6 +15,8 @@ class Outgoing:
     def __init__(self, send: Send, lost: Callable[[], None]) -> None:
         self.unsent = 0
         """Bytes that are being sent, or wait for that."""
+        self.waiting = 0
+        """The frames that these bytes are in."""
         self._raw_send = send
         self._lost = lost
         self._alone = False
@@ -28,6 +30,7 @@ class Outgoing:
         message = {"type": "websocket.send", "text" if isinstance(frame, str) else "bytes": frame}
         alone = not self.unsent
         self.unsent += len(frame)
+        self.waiting += 1
         try:
             if alone:
                 self._alone = True
@@ -46,13 +49,14 @@ class Outgoing:
             self._lost()
         finally:
             self.unsent -= len(frame)
+            self.waiting -= 1
             if self._taken is not None:
                 self._taken.set()
                 self._taken = None
 
-    async def at_most(self, size: int) -> None:
-        """Return when no more than `size` bytes are unsent."""
-        while self.unsent > size:
+    async def at_most(self, size: int, frames: int) -> None:
+        """Return when no more than `size` bytes are unsent, in no more than `frames` frames."""
+        while self.unsent > size or self.waiting > frames:
             await self._something_taken()
 
     async def _something_taken(self) -> None:

@@ -10,15 +10,22 @@ import asyncio
 from collections import deque
 from typing import Any
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.protocol import OPEN
 
+from agentos.server.http import Arriving
 from agentos.server.settings import Settings
-from agentos.wire.failures import GOING_AWAY
+from agentos.wire.failures import GOING_AWAY, TOO_MUCH
 
-_PIECE = 16 * 1024
-"""Bytes that are parsed at once: how far headers may exceed their bound before that is seen."""
+_PIECE = 4 * 1024
+"""Bytes that are parsed at once: how far headers may exceed their bound, and how many requests of one connection may
+be waiting behind one another, before that is seen."""
+_MOST_HELD = 64 * 1024
+"""Bytes of a connection that wait to be parsed, beyond which it is not read."""
+_FRAMES_PIECE = 16 * 1024
+"""Bytes of a WebSocket that are parsed at once: thousands of frames, if they are small."""
 _LINGER_SECONDS = 2.0
 """How long a client that is refused may go on sending: closed earlier, it could lose the answer (RFC 9112, 9.6)."""
 _ASKING_SECONDS = 1.0
@@ -29,8 +36,18 @@ BREAK_OFF = "agentos.break_off"
 """An ASGI extension: its `close` ends the connection after what was sent, so that half an answer stays half."""
 
 
+class _Flow(FlowControl):
+    """Reads on only when nothing of what was read is held back."""
+
+    held = False
+
+    def resume_reading(self) -> None:
+        if not self.held:
+            super().resume_reading()
+
+
 class BoundedHttp(HttpToolsProtocol):
-    """Closes connections whose headers are too slow or too long."""
+    """Closes connections whose headers are too slow or too long; takes requests only as it answers them."""
 
     settings = Settings()
 
@@ -41,18 +58,33 @@ class BoundedHttp(HttpToolsProtocol):
         self._in_headers = False
         self._refused = False
         self._ending = False
+        self._flow: _Flow
+        self._held = b""
+        """What was read, and is parsed when the requests before it are answered."""
+        self._unanswered: deque[Any] = deque()
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.flow = self._flow = _Flow(transport)
         self._timer = self.loop.call_later(self.settings.header_seconds, self._too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._held = b""
+        for cycle in self._unanswered:  # of which only the last one would be told
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._held:
+            self._hold(data)
+            return
         for start in range(0, len(data), _PIECE):
             if self._refused or self.transport.is_closing() or self.transport.get_protocol() is not self:
+                return
+            if self.pipeline:
+                self._hold(data[start:])
                 return
             piece = data[start : start + _PIECE]
             if self._in_headers:
@@ -61,6 +93,31 @@ class BoundedHttp(HttpToolsProtocol):
                     self._refuse(b"431 Request Header Fields Too Large", b"headers too long")
                     return
             super().data_received(piece)
+
+    def _hold(self, rest: bytes) -> None:
+        """Keep `rest` until what was asked is answered; beyond a bound, do not look whether the client is there."""
+        self._held += rest
+        self._stop_timer()
+        if len(self._held) > _MOST_HELD:
+            self._flow.pause_reading()
+            self._flow.held = True
+
+    def _go_on(self) -> None:
+        data, self._held = self._held, b""
+        self._flow.held = False
+        if self.transport.is_closing():
+            return
+        if self._in_headers:
+            self._timer = self.loop.call_later(self.settings.header_seconds, self._too_slow)
+        self.data_received(data)
+        self._flow.resume_reading()
+
+    def on_response_complete(self) -> None:
+        while self._unanswered and self._unanswered[0].response_complete:
+            self._unanswered.popleft()
+        super().on_response_complete()
+        if self._held and not self.pipeline:
+            self.loop.call_soon(self._go_on)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -73,7 +130,10 @@ class BoundedHttp(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_headers = False
         self._stop_timer()
+        before = self.cycle
         super().on_headers_complete()
+        if self.cycle is not before:
+            self._unanswered.append(self.cycle)
         if self._ending:
             self.answer_and_close()
 
@@ -146,11 +206,97 @@ class _Inbox:
 
 
 class Sockets(WebSocketsSansIOProtocol):
-    """WebSockets; one that is refused with an answer of HTTP is refused, and no error of the application."""
+    """WebSockets; one that is refused with an answer of HTTP is refused, and no error of the application.
+
+    However much comes at once, it is parsed in pieces, between which others have their turn.
+    """
+
+    arriving = Arriving(Settings().max_arriving_bytes)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.queue = _Inbox(self.loop)  # type: ignore[assignment]  # with a third of the calls for each message
+        self._held = b""
+        """What was read, and is parsed when the application has taken what came before, and others had their turn."""
+        self._going_on = False
+        self._counted = 0
+        """Bytes of a message that is not whole yet."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._held = b""
+        self._count(0)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._held and len(data) <= _FRAMES_PIECE:
+            self._parse(data)
+            return
+        self._held += data
+        if not self.read_paused:
+            self.read_paused = True
+            self.transport.pause_reading()
+        self._go_on_soon()
+
+    def _go_on_soon(self) -> None:
+        if not self._going_on:
+            self._going_on = True
+            self.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        """Parse one more piece; then the next one, or read on, unless the application has to take something first."""
+        self._going_on = False
+        if self.transport.is_closing():
+            self._held = b""
+            return
+        if self.queue.empty() or self.close_sent:
+            piece, self._held = self._held[:_FRAMES_PIECE], self._held[_FRAMES_PIECE:]
+            self._parse(piece)
+            self._read_on()
+
+    def _read_on(self) -> None:
+        if self._held:
+            self._go_on_soon()
+        elif self.read_paused and (self.queue.empty() or self.close_sent) and not self.transport.is_closing():
+            self.read_paused = False
+            self.transport.resume_reading()
+
+    def _parse(self, data: bytes) -> None:
+        self._count(self._counted + len(data))
+        super().data_received(data)
+        if self.arriving.exceeded and self._counted > self.arriving.SMALL and not self.close_sent:
+            self._count(0)
+            self.close_sent = True
+            self.conn.fail(TOO_MUCH.code, TOO_MUCH.reason)
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.transport.close()
+
+    def _count(self, size: int) -> None:
+        self.arriving.change(self._counted, size)
+        self._counted = size
+
+    async def receive(self) -> Any:
+        message = await self.queue.get()
+        if self.read_paused and self.queue.empty():
+            self._read_on()
+        return message
+
+    def handle_ping(self) -> None:
+        """One that takes no answers gets none: only the last ping wants one (RFC 6455, 5.5.3)."""
+        if self.writable.is_set():
+            super().handle_ping()
+        else:
+            self.conn.data_to_send()
+
+    def handle_cont(self, event: Any) -> None:
+        """Put what comes in parts together as it comes: a million parts of one byte weigh sixty times as much."""
+        whole: Any = self.frames[0] if self.frames else b""
+        if not isinstance(whole, bytearray):
+            whole = bytearray(whole)
+            self.frames = [whole]
+        whole += event.data
+        if event.fin:
+            self.frames = [bytes(whole)]
+            self.send_receive_event_to_app()
 
     def shutdown(self) -> None:
         """The server ends: whoever was not told so yet is told to come back, by the application or here."""
@@ -167,6 +313,7 @@ class Sockets(WebSocketsSansIOProtocol):
 
     def send_receive_event_to_app(self) -> None:
         """Stop reading where a message waits already; for one alone, stopping and going on would be all there is."""
+        self._count(0)
         alone = self.queue.empty() and not self.read_paused
         self.read_paused = self.read_paused or alone
         super().send_receive_event_to_app()
@@ -180,5 +327,7 @@ class Sockets(WebSocketsSansIOProtocol):
             self.transport.write(_head(len(data)) + data)
             return
         await super().send(message)
+        if self._held and self.close_sent:
+            self._go_on_soon()  # the other side's close is behind it
         if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
             self.handshake_complete = True

@@ -101,8 +101,9 @@ def make_server(
     directory = Path(data_dir) if data_dir is not None else registry.data_dir or default_data_dir()
     application = registry.application(directory.absolute(), settings)
     protocol = type("Protocol", (BoundedHttp,), {"settings": settings})
+    sockets = type("Sockets", (Sockets,), {"arriving": application.arriving})
     config = uvicorn.Config(
-        application, host=host, port=port, loop="uvloop", http=protocol, ws=Sockets, lifespan="on",
+        application, host=host, port=port, loop="uvloop", http=protocol, ws=sockets, lifespan="on",
         access_log=False, log_config=None, server_header=False, date_header=False,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=int(settings.drain_seconds),
         ws_max_size=settings.max_body_bytes, ws_ping_interval=_PING_SECONDS, ws_ping_timeout=2 * _PING_SECONDS,

@@ -27,6 +27,8 @@ class Settings:
     """Origins, such as http://localhost:3000, whose pages may use the server without a token; `*` for any."""
     max_body_bytes: int = 64 * MIB
     """Bytes of one request's body, or of one WebSocket frame."""
+    max_arriving_bytes: int = 1024 * MIB
+    """Bytes of bodies and frames that are not whole yet, of all clients together; what begins counts from 64 KiB on."""
     max_header_bytes: int = 64 * 1024
     """Bytes of a request's first line and headers."""
     max_connections: int = 20_000

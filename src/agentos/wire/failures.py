@@ -137,6 +137,8 @@ class Close:
 
 MALFORMED: Final = Close(1011, "actor.invalid_request")
 """After a frame that no answer can be given to."""
+TOO_MUCH: Final = Close(1011, "limit.exceeded")
+"""Too much has come of messages that are not whole yet, from this and other clients."""
 GOING_AWAY: Final = Close(1012, "ws.going_away")
 """The server restarts: clients keep trying until it is there again, calls in flight fail."""
 COME_BACK: Final = HttpResponseError("actor", "stopping", "the server is about to end: nothing was done")

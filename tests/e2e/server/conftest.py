@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,15 @@ import pytest
 class RunningServer:
     """One server process. `url` is where it listens, `logs` what it has said so far."""
 
-    def __init__(self, data_dir: Path, *arguments: str, port: int = 0) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *arguments: str,
+        port: int = 0,
+        program: Sequence[str] = ("-m", "agentos.server"),
+    ) -> None:
         self.data_dir = data_dir
-        command = [sys.executable, "-m", "agentos.server", "--port", str(port), "--data-dir", str(data_dir)]
+        command = [sys.executable, *program, "--port", str(port), "--data-dir", str(data_dir)]
         env = {name: value for name, value in os.environ.items() if name != "AGENTOS_TOKEN"}
         self.process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, env=env)
         self.logs: list[dict[str, Any]] = []
@@ -93,6 +99,12 @@ class RunningServer:
         self.process.stderr.close()
         assert not self.strays, self.strays
         return code
+
+
+@pytest.fixture(scope="session")
+def server_process() -> type[RunningServer]:
+    """Starts servers that live as long as who asks for them wants."""
+    return RunningServer
 
 
 @pytest.fixture(scope="session")

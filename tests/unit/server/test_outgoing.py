@@ -121,11 +121,11 @@ def test_room() -> None:
         socket = Slow()
         outgoing, _ = _outgoing(socket)
         tasks = await _begin(outgoing, b"123", b"456", b"7")
-        waiting = [asyncio.create_task(outgoing.at_most(most)) for most in (3, 0)]
+        waiting = [asyncio.create_task(outgoing.at_most(most, 9)) for most in (3, 0)]
         for expected in ([False, False], [True, False], [True, True]):
             await socket.take()
             assert [task.done() for task in waiting] == expected
         await asyncio.gather(*tasks, *waiting)
-        await outgoing.at_most(0)
+        await outgoing.at_most(0, 0)
 
     asyncio.run(main())
