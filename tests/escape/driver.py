@@ -20,7 +20,7 @@ from typing import Any
 
 from agentos import VM, Host, Limits
 from agentos.errors import AgentOSError
-from agentos.machine import connections, filewire, link
+from agentos.machine import connections, filewire, link, vm
 
 SECONDS = 0.5
 """What the host waits for a servant, in place of the product's longer patience."""
@@ -148,6 +148,7 @@ async def main(cases: list[str]) -> None:
         lambda _, context: problems.append(str(context.get("exception", context)))
     )
     async with Host() as host, VM(host=host) as good:
+        await asyncio.sleep(vm._REFILL_SECONDS)  # by then it has opened all that it listens to
         await act(host, good, "nobody", "closes", "exec")
         for case in cases:
             seen = await act(host, good, *case.split("/"))
