@@ -6,7 +6,11 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any
+
+PARENT, STARTED = 4, 22
+"""Fields of proc_pid_stat(5)."""
 
 
 def worker_on_the_host() -> socket.socket:
@@ -22,26 +26,27 @@ def worker_on_the_host() -> socket.socket:
 def root_of_the_vm() -> str:
     """The root directory of the init that was started last by this process's parent."""
     found = []
-    for name in filter(str.isdecimal, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{name}/status", encoding="ascii") as file:
-                status = file.read()
-        except OSError:
-            continue
-        inner = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()
-        if (
-            status.startswith("Name:\tinit\n")
-            and inner[2:] == ["1"]
-            and parent(parent(int(name))) == os.getppid()
-        ):
-            found.append((os.stat(f"/proc/{name}").st_ctime_ns, f"/proc/{name}/root"))
-    return max(found)[1]
+    for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
+        # Others come and go meanwhile, such as the processes that make other VMs.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if is_init(pid) and number(number(pid, PARENT), PARENT) == os.getppid():
+                # Not the time of its directory: that is when somebody first looked, or did so again.
+                found.append((number(pid, STARTED), pid))
+    return f"/proc/{max(found)[1]}/root"
 
 
-def parent(pid: int) -> int:
-    """The parent of a process."""
+def is_init(pid: int) -> bool:
+    """Whether a process is a VM's first."""
+    with open(f"/proc/{pid}/status", encoding="ascii") as file:
+        status = file.read()
+    inner = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()
+    return status.startswith("Name:\tinit\n") and inner[2:] == ["1"]
+
+
+def number(pid: int, field: int) -> int:
+    """A field of a process's stat, proc_pid_stat(5), that is a number."""
     with open(f"/proc/{pid}/stat", encoding="ascii") as file:
-        return int(file.read().rpartition(")")[2].split()[1])
+        return int(file.read().rpartition(")")[2].split()[field - 3])
 
 
 def serve() -> None:

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -381,6 +382,7 @@ async def stream_through_link_to_directory(stage: Stage) -> str:
     return b"".join([piece async for piece in stage.vm.files.read_file_stream(f"{trap}/secret")]).decode()
 
 
+SWAPPING_SECONDS = 2.0
 SWAP = """
 import ctypes, os, sys
 os.makedirs("swap/a", exist_ok=True)
@@ -398,11 +400,11 @@ async def read_while_directory_and_link_change_places(stage: Stage) -> str:
     process = await stage.vm.spawn("python3", ["-c", SWAP, stage.bait.directory])
     await process.read_output(0, wait=SECONDS)
     said = ""
-    for _ in range(200):
+    # A number of tries would do only where the process gets its turn often enough: on a busy machine it may not.
+    end = time.monotonic() + SWAPPING_SECONDS
+    while stage.bait.secret not in said and time.monotonic() < end:
         with suppress(AgentOSError):
             said = (await stage.vm.files.read_file("/home/agentos/swap/a/secret")).decode()
-        if stage.bait.secret in said:
-            break
     await process.kill()
     return said
 
