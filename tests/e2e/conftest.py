@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -131,20 +133,45 @@ def start(tmp_path: Path) -> Callable[..., contextlib.AbstractContextManager[str
     return lambda *command, **options: running(tmp_path / "data", *command, **options)
 
 
+@functools.cache
+def npm_installed() -> tuple[Path, str]:
+    """Where npm has installed what tests/e2e/js needs, in a cache outside the repository; what went wrong, if so."""
+    if shutil.which("npm") is None or shutil.which("node") is None:
+        return Path(), "npm and node are needed"
+    digest = hashlib.sha256((JS / "package.json").read_bytes()).hexdigest()[:12]
+    caches = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "agentos-tests"
+    caches.mkdir(parents=True, exist_ok=True)
+    cache = caches / f"js-{digest}"
+    with open(f"{cache}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests of another clone may be at it
+        if not (cache / "installed").exists():
+            shutil.copytree(JS, cache, dirs_exist_ok=True)
+            command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock"]
+            try:
+                subprocess.run(command, cwd=cache, capture_output=True, text=True, timeout=500, check=True)
+            except subprocess.SubprocessError as error:
+                return cache, f"npm install failed: {error}: {str(getattr(error, 'stderr', ''))[-500:]}"
+            (cache / "installed").touch()
+    return cache, ""
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Install it before the first test of those that need it, since it may take longer than a test."""
+    wanted = any("js" in one.fixturenames or "typescript" in one.nodeid for one in _functions(session))
+    if wanted and not session.config.option.collectonly:
+        npm_installed()
+
+
+def _functions(session: pytest.Session) -> list[pytest.Function]:
+    return [one for one in session.items if isinstance(one, pytest.Function)]
+
+
 @pytest.fixture(scope="session")
 def js(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs in tests/e2e/js, with the given client that npm has installed in a cache outside the repository."""
-    if shutil.which("npm") is None or shutil.which("node") is None:
-        absent("npm and node are needed")
-    digest = hashlib.sha256((JS / "package.json").read_bytes()).hexdigest()[:12]
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "agentos-tests" / f"js-{digest}"
-    if not (cache / "installed").exists():
-        shutil.copytree(JS, cache, dirs_exist_ok=True)
-        command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock"]
-        done = subprocess.run(command, cwd=cache, capture_output=True, text=True, timeout=500)
-        if done.returncode:
-            absent(f"npm install failed: {done.stderr[-500:]}")
-        (cache / "installed").touch()
+    """The programs in tests/e2e/js, with the given client that npm has installed."""
+    cache, problem = npm_installed()
+    if problem:
+        absent(problem)
     directory = tmp_path_factory.mktemp("js")
     shutil.copytree(JS, directory, dirs_exist_ok=True)
     (directory / "node_modules").symlink_to(cache / "node_modules")
