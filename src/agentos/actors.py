@@ -29,6 +29,7 @@ log = logging.getLogger("agentos.server")
 _LONGEST_KEY: Final = 2048
 _LONGEST_NOTE: Final = 512
 _ENDING_SECONDS: Final = 60.0
+_CHOOSE_ANOTHER: Final = "choose another directory (--data-dir, or AGENTOS_DATA_DIR)"
 """How long the VMs of a server that was killed may take to end: what they wrote last is written out."""
 
 
@@ -227,8 +228,14 @@ def _locked(fd: int) -> bool:
 
 
 def _lock(data_dir: Path) -> int:
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise BootFailed(
+            f"the data directory {data_dir} cannot be used: {error.strerror}", step="data directory",
+            errno=error.errno, remedy=_CHOOSE_ANOTHER,
+        ) from None  # fmt: skip
     if not _locked(fd):
         try:
             raise _in_use(data_dir, os.pread(fd, _LONGEST_NOTE, 0))
@@ -252,5 +259,5 @@ def _in_use(data_dir: Path, note: bytes) -> BootFailed:
         f"the data directory {data_dir} is in use by {who}",
         step="lock",
         errno=errno.EBUSY,
-        remedy=f"{stop}, or choose another directory (--data-dir, or AGENTOS_DATA_DIR)",
+        remedy=f"{stop}, or {_CHOOSE_ANOTHER}",
     )

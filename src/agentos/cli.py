@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from agentos import __version__
 from agentos.commands import copy, demo, doctor, execute, processes, serve, terminal, top, vms
@@ -97,7 +97,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return getattr(arguments, "failed", 1)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # Whoever read the output has seen enough. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read the output has seen enough
+        _discard(sys.stdout)
         return 141
+    except OSError as error:  # of what is printed to, such as a file on a full disk
+        _discard(sys.stdout)
+        path = f": {error.filename}" if error.filename else ""
+        try:
+            say(f"{error.strerror or error}{path}")
+        except OSError:
+            _discard(sys.stderr)
+        return getattr(arguments, "failed", 1)
+
+
+def _discard(stream: TextIO) -> None:
+    """Let go of what is still to be written: Python would complain once more when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

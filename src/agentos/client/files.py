@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Coroutine, Iterable, 
 from typing import Any, Final
 
 from agentos.client.calls import Caller, ask
-from agentos.errors import FileMissing, InvalidRequest
+from agentos.errors import FileDenied, FileError, FileMissing, InvalidRequest
 from agentos.model import DirEntry, FileContent, FileStat, FileWritten, check_count
 
 CHUNK_BYTES: Final = 256 * 1024
@@ -91,7 +91,8 @@ class RemoteFiles:
         """As write_file, of any size, from `chunks` as they come. Returns the bytes written.
 
         What is more than a few MiB is gathered in a file beside it, which then takes its place: so nobody sees a
-        part, and where `chunks` raises, the file is as it was (unless it was appended to).
+        part, and where `chunks` raises, the file is as it was (unless it was appended to, or its directory is one
+        in which the user may make no file).
         """
         parts = _parts(chunks)
         try:
@@ -124,18 +125,32 @@ class RemoteFiles:
                 mode = (await self.stat(target)).mode & 0o7777
             except FileMissing:
                 mode = 0o644
-        beside = f"{target}.{uuid.uuid4().hex[:12]}.part"
+        part = f".{uuid.uuid4().hex[:12]}.part"
+        beside = target + part
         try:
             await self.write_file(beside, first, mode=mode, make_parents=make_parents)
-            await self.write_file(beside, second, append=True)
-            total = len(first) + len(second)
-            async for part in rest:
-                await self.write_file(beside, part, append=True)
-                total += len(part)
+        except FileDenied:
+            # Nothing may be made there: as write_file has it, the file itself is overwritten, if it may be.
+            await self.write_file(target, first, mode=mode, make_parents=make_parents)
+            return len(first) + await self._append(target, second, rest)
+        except FileError as error:
+            raise _without(part, error) from None
+        try:
+            total = len(first) + await self._append(beside, second, rest)
             await self.move(beside, target)
-        except BaseException:
+        except BaseException as error:
             await asyncio.shield(self.delete_file(beside, missing_ok=True))
+            if isinstance(error, FileError):
+                raise _without(part, error) from None
             raise
+        return total
+
+    async def _append(self, path: str, first: bytes, rest: AsyncGenerator[bytes, None]) -> int:
+        await self.write_file(path, first, append=True)
+        total = len(first)
+        async for part in rest:
+            await self.write_file(path, part, append=True)
+            total += len(part)
         return total
 
     async def _resolved(self, path: str) -> str:
@@ -230,6 +245,14 @@ class RemoteFiles:
         deleted, which the error names.
         """
         await self._ask("delete_file", path=path, recursive=recursive, missing_ok=missing_ok)
+
+
+def _without(part: str, error: FileError) -> FileError:
+    """`error` as one of the file that is to be written: nobody knows of the one beside it."""
+    path = str(error.details.get("path", ""))
+    if not path.endswith(part):
+        return error
+    return type(error)(error.message.replace(part, ""), **{**error.details, "path": path.removesuffix(part)})
 
 
 async def _parts(chunks: AsyncIterable[bytes] | Iterable[bytes]) -> AsyncGenerator[bytes, None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
 import os
 import posixpath
@@ -185,6 +186,8 @@ def _copy_out(files: RemoteFiles, source: str, target: str) -> None:
 
 
 def _create(path: str) -> int:
+    if path.endswith("/"):  # open(2) would say that it is a directory, which is what it is not
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
 
 

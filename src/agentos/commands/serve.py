@@ -79,9 +79,10 @@ def find_registry(named: str) -> Registry:
     try:
         found = getattr(importlib.import_module(module_name), attribute or "registry")
     except ModuleNotFoundError as error:
-        if error.name != module_name:
-            raise
-        raise InvalidRequest.argument("MODULE:NAME", named, "a module that can be imported") from None
+        if not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # a module that it imports
+        wanted = "a module that can be imported, as server:registry names the one in server.py"
+        raise InvalidRequest.argument("MODULE:NAME", named, wanted) from None
     except (AttributeError, ValueError):
         raise InvalidRequest.argument("MODULE:NAME", named, "the name of a registry in the module") from None
     if not isinstance(found, Registry):

@@ -129,7 +129,9 @@ async def _be_its_terminal(shell: RemoteShell, key: str, *, typing: bool, keep: 
         await terminal.run(typing=typing)
     if terminal.left is None:
         return await shell.wait()
-    if keep or not terminal.left:
+    if keep and terminal.left == signal.SIGHUP:
+        pass  # nobody is there to be told
+    elif keep or not terminal.left:
         below = "\n" if terminal.within_line else ""
         print(f"{below}left running: agentos shell --attach {shell.shell_id} {key}", file=sys.stderr)
     else:

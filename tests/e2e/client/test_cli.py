@@ -206,6 +206,20 @@ def test_a_reader_that_goes_away_ends_the_command(url: str, key: str) -> None:
         assert alive(client.vm.get(key)) == []
 
 
+def test_output_that_cannot_be_written(url: str, cli: Cli, key: str) -> None:
+    """A full disk is told in a line, and ends the command."""
+    cli("exec", key, "true")
+    for code, arguments in ((1, ("ls",)), (125, ("exec", key, "echo x; exec sleep 1000"))):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                [*COMMAND, *arguments], stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE,
+                timeout=30, env=environment(url),
+            )  # fmt: skip
+        assert (done.returncode, done.stderr) == (code, b"agentos: No space left on device\n"), arguments
+    with create_client(url) as client:
+        assert alive(client.vm.get(key)) == []
+
+
 def test_exec_in_a_terminal(url: str, key: str) -> None:
     """-it: the command has this terminal, its size and its keys; -t alone shows, and needs none here."""
     person = Person(url, "exec", "-it", "-u", "root", key, "bash", "--norc")
@@ -407,6 +421,13 @@ def test_cp(cli: Cli, key: str, tmp_path: Path) -> None:
     for _ in range(2):
         assert cli("cp", f"{tmp_path / 'tree'}/.", f"{key}:within").returncode == 0
     assert cli("exec", key, "--", "find within").stdout.split() == [b"within", b"within/a", b"within/a/f"]
+    # Errors name what the user has named.
+    assert cli("cp", str(tmp_path / "file"), f"{key}:/none/file").stderr == (
+        b"agentos: Permission denied: /none/file\n"
+    )
+    assert cli("cp", f"{key}:typed", f"{tmp_path}/none/").stderr == (
+        f"agentos: Not a directory: {tmp_path}/none/\n".encode()
+    )
 
 
 def listing(root: Path) -> dict[str, tuple[str, int, float, str]]:
@@ -788,6 +809,23 @@ def test_shell(url: str, cli: Cli, key: str) -> None:
     assert (done.returncode, done.stderr.splitlines()[0]) == (125, b"agentos: a shell needs a terminal")
 
 
+def test_a_shell_whose_terminal_ends(url: str, cli: Cli, key: str) -> None:
+    """Goes on; and what was its terminal has nobody to tell, and ends as a hangup ends a program."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, "shell", key], stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+        env=environment(url), preexec_fn=_take_terminal,
+    )  # fmt: skip
+    os.close(slave)
+    seen = b""
+    while b"$ " not in seen:
+        seen += os.read(master, 65_536)
+    os.close(master)
+    assert process.wait(20) == 128 + signal.SIGHUP
+    (shell,) = json.loads(cli("shell", "--list", "--json", key).stdout)
+    assert shell["running"]
+
+
 def test_serve(start: Callable[..., AbstractContextManager[str]], tmp_path: Path) -> None:
     """The default registry, and one that a module makes."""
     with start("agentos", "serve") as url, create_client(url) as client:
@@ -802,7 +840,11 @@ def test_serve(start: Callable[..., AbstractContextManager[str]], tmp_path: Path
 
 def test_serve_says_what_is_wrong(cli: Cli) -> None:
     """With a module, a name, an address."""
-    assert b"a module that can be imported" in cli("serve", "no_such_module:x").stderr
+    for named in ("no_such_module:x", "no_such_package.module:x", "examples/server.py"):
+        assert b"agentos: MODULE:NAME: wanted a module that can be imported" in cli("serve", named).stderr
+    done = cli("serve", "--data-dir", "/dev/null", "--port", "0")
+    assert done.returncode == 3
+    assert b"the data directory /dev/null cannot be used: File exists: choose another" in done.stderr
     assert b"the name of a registry" in cli("serve", "json:registry").stderr
     assert b"as setup() makes it" in cli("serve", "json:dumps").stderr
     assert b"a token is needed" in cli("serve", "--host", "0.0.0.0").stderr
