@@ -128,6 +128,13 @@ def _read_exec(tree: Mapping[str, Any]) -> ExecResult:
     return result
 
 
+def _read_spawned(tree: Mapping[str, Any]) -> SpawnedProcess:
+    used = tree.get("usage")
+    usage = None if used is None else read_value(Usage, used)
+    process: SpawnedProcess = read_value(SpawnedProcess, tree, usage=usage)
+    return process
+
+
 def _read_page(tree: Mapping[str, Any]) -> OutputPage:
     events = tuple(read_value(OutputChunk, one) for one in tree["events"])
     page: OutputPage = read_value(OutputPage, tree, events=events)
@@ -209,8 +216,10 @@ SHELL_ID: Final = Result(
     lambda tree: (tree["shellId"], tree.get("bootId")),
 )
 EXEC_RESULT: Final = Result("ExecResult", write_value, _read_exec)
-SPAWNED: Final = _of(SpawnedProcess)
-SPAWNED_LIST: Final = _list_of(SpawnedProcess)
+SPAWNED: Final = Result("SpawnedProcess", write_value, _read_spawned)
+SPAWNED_LIST: Final = Result(
+    "list[SpawnedProcess]", write_value, lambda trees: [_read_spawned(one) for one in trees]
+)
 PROCESS_LIST: Final = _list_of(ProcessInfo)
 FOREST: Final = Result("list[ProcessTreeNode]", _write_forest, _read_forest)
 SHELL_LIST: Final = _list_of(ShellInfo)

@@ -8,6 +8,7 @@
     │   ├─ ShellNotFound                          shell.not_found
     │   ├─ VmNotFound                             vm.not_found
     │   └─ ActionNotFound                         actor.action_not_found
+    ├─ VmExists                                   actor.duplicate_key      a VM of this key, where a new one was wanted
     ├─ LimitExceeded                              limit.exceeded           a named limit: limit, value, maximum
     ├─ SpawnFailed (OSError)                      process.spawn_failed     the program could not be started
     ├─ StdinClosed (BrokenPipeError)              process.stdin_closed     nobody can read what was to be written
@@ -24,6 +25,7 @@
     │   ├─ DirectoryNotEmpty                      file.not_empty
     │   └─ NoSpace                                file.no_space
     ├─ VmError
+    │   ├─ PortUnreachable (ConnectionError)      vm.port_unreachable      nothing listens on a port in the VM
     │   ├─ FetchFailed                            vm.fetch_failed          what listens on a port did not answer in HTTP
     │   ├─ BootFailed                             vm.boot_failed           step, errno and what to change on the host
     │   └─ VmStopped                              vm.stopped               the VM was closed, or its init died
@@ -141,6 +143,12 @@ class ActionNotFound(NotFound):
     code = "actor.action_not_found"
 
 
+class VmExists(AgentOSError):
+    """There is a VM of this name and key already: `details` has existing_actor_id and key."""
+
+    code = "actor.duplicate_key"
+
+
 class LimitExceeded(AgentOSError):
     """A named limit was reached: `details` has limit, value (wanted), maximum, and how to raise it."""
 
@@ -250,6 +258,12 @@ class VmError(AgentOSError):
     """Something about the VM as a whole."""
 
     code = "vm.failed"
+
+
+class PortUnreachable(VmError, ConnectionError):
+    """Nothing listens on a port of the VM's loopback, or it takes no connection: `details` has port and errno."""
+
+    code = "vm.port_unreachable"
 
 
 class FetchFailed(VmError):

@@ -430,6 +430,8 @@ class SpawnedProcess:
     reason: Reason | None
     start_time: float
     exit_time: float | None
+    usage: Usage | None = None
+    """What it has used, once it has exited."""
 
 
 @dataclass(frozen=True, slots=True)

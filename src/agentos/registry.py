@@ -107,6 +107,9 @@ class Registry:
         self._origins = origins
         self._more = dict(more)
 
+    def __repr__(self) -> str:
+        return f"<Registry of {', '.join(self.kinds)}>"
+
     def settings(
         self, *, token: str | None = None, host: str | None = None, pool: int | None = None
     ) -> Settings:

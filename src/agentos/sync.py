@@ -369,7 +369,10 @@ class VM(Twin[AsyncVM]):
     """An isolated Linux VM in this process: `with VM() as vm: vm.exec("echo hello")`.
 
     Boots when entered (or with `start`), ends when left (or with `close`): every process in it is killed and
-    its files are gone. May be used from any thread.
+    its files are gone, unless `storage` names a directory for them. May be used from any thread.
+
+    The arguments are the fields of VmSpec, or `spec` is one. `files` are written before anything runs: path, from
+    the home directory on, and content.
     """
 
     def __init__(
@@ -381,6 +384,7 @@ class VM(Twin[AsyncVM]):
         hostname: str = "agentos",
         mounts: Sequence[Mount] = (),
         image: str | None = None,
+        storage: str | None = None,
         network: Network | str | Sequence[str] = "none",
         isolation: str = "namespaces",
         files: Mapping[str, str | bytes] | None = None,
@@ -395,6 +399,7 @@ class VM(Twin[AsyncVM]):
                 hostname=hostname,
                 mounts=mounts,
                 image=image,
+                storage=storage,
                 network=network,
                 isolation=isolation,
                 files=files,
@@ -670,7 +675,7 @@ class VM(Twin[AsyncVM]):
     def connect(self, port: int) -> socket.socket:
         """A blocking socket, connected to `port` on the VM's loopback: the caller closes it.
 
-        Raises SpawnFailed with errno ECONNREFUSED when nobody listens there.
+        Raises PortUnreachable, which is a ConnectionError, when nobody listens there.
         """
         return blocking(run(self._async.connect(port)))
 

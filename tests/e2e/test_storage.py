@@ -29,7 +29,7 @@ def test_files_outlive_the_vm(run: Any, tmp_path: Path) -> None:
     async def main() -> None:
         async with VM(spec=spec(tmp_path / "kept")) as vm:
             await vm.exec("echo one > f; chmod 604 f; ln -s f l; touch -d @1000 f; echo two > /tmp/t")
-        async with VM(spec=spec(tmp_path / "kept")) as vm:
+        async with VM(storage=str(tmp_path / "kept")) as vm:
             result = await vm.exec("cat l /tmp/t; stat -c '%a %U %Y' f")
             assert result.stdout == "one\ntwo\n604 agentos 1000\n"
 

@@ -306,3 +306,15 @@ def test_why_a_connection_broke_is_said_in_words(answer: bytes, reason: str) -> 
         return caught.value
 
     assert "reason" not in asyncio.run(ask()).details
+
+
+def test_what_is_shown_of_each_names_it() -> None:
+    """Which VM it is, and nothing that is secret."""
+
+    async def body() -> None:
+        async with aio.create_client("http://localhost:6420", "a secret token") as client:
+            agent = client.vm.get_or_create(["a", "b"])
+            assert repr(client.vm) == "<Kind vm of http://localhost:6420>"
+            assert repr(agent) == "<Agent vm 'a/b'>"
+
+    asyncio.run(body())

@@ -45,6 +45,9 @@ class Kind:
         self.name: str = name
         self._transport = transport
 
+    def __repr__(self) -> str:
+        return f"<Kind {self.name} of {self._transport.endpoint}>"
+
     def get_or_create(self, key: str | Sequence[str] | None = None) -> Agent:
         """The VM of this key, made when it is first asked something. Text is the key of that one element."""
         return Agent(self._transport, self._by_key(key, create=True))
@@ -54,7 +57,7 @@ class Kind:
         return Agent(self._transport, self._by_key(key, create=False))
 
     async def create(self, key: str | Sequence[str] | None = None, *, input: Any = None) -> Agent:
-        """A new VM of this key, with `input` for the server's hooks. `actor.duplicate_key` where there is one."""
+        """A new VM of this key, with `input` for the server's hooks. VmExists where there is one."""
         body = {"name": self.name, "key": serialize_key(as_key(key)), "crash_policy": "sleep"}
         if input is not None:
             body["input"] = base64.b64encode(encode_value(input)).decode("ascii")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from agentos.client.calls import PAGE_BYTES, POLL_SECONDS, STREAM_BYTES, key_or_new
 from agentos.errors import AgentOSError
-from agentos.model import ExitStatus, OutputChunk, OutputPage, ShellInfo, SpawnedProcess, check_count
+from agentos.model import ExitStatus, OutputChunk, OutputPage, ShellInfo, SpawnedProcess, Usage, check_count
 
 if TYPE_CHECKING:
     from agentos.client.verbs import Verbs
@@ -121,10 +121,10 @@ class RemoteProcess:
         return code
 
     async def wait_status(self, timeout: float | None = None) -> ExitStatus:
-        """As `wait`, with signal and reason."""
+        """As `wait`, with signal, reason and usage."""
         code = await self.wait(timeout)
         info = await self.info()
-        return ExitStatus(code, info.signal, info.reason or "exited")
+        return ExitStatus(code, info.signal, info.reason or "exited", info.usage or Usage())
 
     async def signal(self, signal: str | int) -> None:
         """Send it a signal. No effect when it has exited."""

@@ -104,7 +104,8 @@ class RemoteFiles(Twin[AsyncRemoteFiles]):
         """As write_file, of any size, from `chunks` as they come. Returns the bytes written.
 
         What is more than a few MiB is gathered in a file beside it, which then takes its place: so nobody sees a
-        part, and where `chunks` raises, the file is as it was (unless it was appended to).
+        part, and where `chunks` raises, the file is as it was (unless it was appended to, or its directory is one
+        in which the user may make no file).
         """
         return run_feeding(
             lambda chunks: self._async.write_file_stream(
@@ -242,7 +243,7 @@ class RemoteProcess(Twin[AsyncRemoteProcess]):
         return run(self._async.wait(timeout))
 
     def wait_status(self, timeout: float | None = None) -> ExitStatus:
-        """As `wait`, with signal and reason."""
+        """As `wait`, with signal, reason and usage."""
         return run(self._async.wait_status(timeout))
 
     def signal(self, signal: str | int) -> None:
@@ -559,7 +560,7 @@ class Agent(Twin[AsyncAgent]):
     ) -> FetchResponse:
         """Ask the server on `port` of the VM's loopback for `url`, a path or a whole URL of which the path counts.
 
-        Redirects are not followed. Raises SpawnFailed when nobody listens.
+        Redirects are not followed. Raises PortUnreachable, which is a ConnectionError, when nobody listens.
         """
         return run(self._async.fetch(port, url, method=method, headers=headers, body=body))
 
@@ -845,7 +846,7 @@ class Connection(Twin[AsyncConnection]):
     ) -> FetchResponse:
         """Ask the server on `port` of the VM's loopback for `url`, a path or a whole URL of which the path counts.
 
-        Redirects are not followed. Raises SpawnFailed when nobody listens.
+        Redirects are not followed. Raises PortUnreachable, which is a ConnectionError, when nobody listens.
         """
         return run(self._async.fetch(port, url, method=method, headers=headers, body=body))
 
@@ -908,7 +909,7 @@ class Kind(Twin[AsyncKind]):
         return Agent(self._async.get(key))
 
     def create(self, key: str | Sequence[str] | None = None, *, input: Any = None) -> Agent:
-        """A new VM of this key, with `input` for the server's hooks. `actor.duplicate_key` where there is one."""
+        """A new VM of this key, with `input` for the server's hooks. VmExists where there is one."""
         return Agent(run(self._async.create(key, input=input)))
 
 

@@ -320,7 +320,7 @@ class Verbs:
     ) -> FetchResponse:
         """Ask the server on `port` of the VM's loopback for `url`, a path or a whole URL of which the path counts.
 
-        Redirects are not followed. Raises SpawnFailed when nobody listens.
+        Redirects are not followed. Raises PortUnreachable, which is a ConnectionError, when nobody listens.
         """
         result: FetchResponse = await self._ask(
             "fetch", port=port, url=url, method=method, headers=headers, body=body

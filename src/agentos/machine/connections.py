@@ -13,7 +13,7 @@ import socket
 import stat
 from typing import Any
 
-from agentos.errors import SpawnFailed
+from agentos.errors import PortUnreachable
 from agentos.machine.link import IDLE_SECONDS, Link
 from agentos.machine.port import Port, whole
 
@@ -115,7 +115,7 @@ class Connections:
         self._connector: _Connector | None = None
 
     async def open(self, port: int) -> socket.socket:
-        """A non-blocking socket, connected to `port` on loopback. Raises SpawnFailed with the errno why not."""
+        """A non-blocking socket, connected to `port` on loopback. Raises PortUnreachable with the errno why not."""
         number = errno.ECONNABORTED
         for _ in range(_TRIES):
             if self._connector is None or not self._connector.alive:
@@ -127,7 +127,7 @@ class Connections:
                 return connected
             if number != errno.ECONNABORTED or self._connector.alive:
                 break
-        raise SpawnFailed(f"port {port}: {os.strerror(number)}", errno=number, step="connect", port=port)
+        raise PortUnreachable(f"port {port}: {os.strerror(number)}", port=port, errno=number)
 
     def close(self) -> None:
         """The VM has ended."""

@@ -88,6 +88,7 @@ class Process:
             pid=self.pid, command=self.command, args=self.args, running=status is None,
             exit_code=status.exit_code if status else None, signal=status.signal if status else None,
             reason=status.reason if status else None, start_time=self._start_time, exit_time=self._exit_time,
+            usage=status.usage if status else None,
         )  # fmt: skip
 
     def output(self, cursor: int = 0) -> AsyncIterator[OutputChunk]:

@@ -50,7 +50,10 @@ class VM(ExecVerbs, BackgroundVerbs, ShellVerbs):
     """An isolated Linux VM in this process: `async with VM() as vm: await vm.exec("echo hello")`.
 
     Boots when entered (or with `start`), ends when left (or with `close`): every process in it is killed and
-    its files are gone. Belongs to the event loop that started it.
+    its files are gone, unless `storage` names a directory for them. Belongs to the event loop that started it.
+
+    The arguments are the fields of VmSpec, or `spec` is one. `files` are written before anything runs: path, from
+    the home directory on, and content.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class VM(ExecVerbs, BackgroundVerbs, ShellVerbs):
         hostname: str = "agentos",
         mounts: Sequence[Mount] = (),
         image: str | None = None,
+        storage: str | None = None,
         network: Network | str | Sequence[str] = "none",
         isolation: str = "namespaces",
         files: Mapping[str, str | bytes] | None = None,
@@ -71,8 +75,8 @@ class VM(ExecVerbs, BackgroundVerbs, ShellVerbs):
         if spec is not None:
             if not isinstance(spec, VmSpec):
                 raise InvalidRequest.argument("spec", spec, "a VmSpec")
-            rest = (limits, env or None, user, hostname, mounts or (), image, network, isolation)
-            if rest != (None, None, "agentos", "agentos", (), None, "none", "namespaces"):
+            rest = (limits, env or None, user, hostname, mounts or (), image, storage, network, isolation)
+            if rest != (None, None, "agentos", "agentos", (), None, None, "none", "namespaces"):
                 raise InvalidRequest.argument(
                     "spec", spec, "all that the VM is made from, or arguments and no spec"
                 )
@@ -82,7 +86,7 @@ class VM(ExecVerbs, BackgroundVerbs, ShellVerbs):
             raise InvalidRequest.argument("mounts", mounts, "a list of Mount")
         self.spec = spec or VmSpec(
             limits=Limits() if limits is None else limits, env=check_env(env), user=user, hostname=hostname,
-            mounts=tuple(mounts), image=image, network=Network.of(network), isolation=isolation,
+            mounts=tuple(mounts), image=image, storage=storage, network=Network.of(network), isolation=isolation,
         )  # fmt: skip
         self.boot_id: str = uuid.uuid4().hex
         """Names this boot: only within it a pid or a shell's id means the same process."""
@@ -326,7 +330,7 @@ class VM(ExecVerbs, BackgroundVerbs, ShellVerbs):
     async def connect(self, port: int) -> socket.socket:
         """A non-blocking socket, connected to `port` on the VM's loopback: the caller closes it.
 
-        Raises SpawnFailed with errno ECONNREFUSED when nobody listens there.
+        Raises PortUnreachable, which is a ConnectionError, when nobody listens there.
         """
         check_count("port", port, least=1, most=65535)
         self._check_running()

@@ -32,8 +32,8 @@ async def fetch(
 ) -> FetchResponse:
     """Ask the server on `port` of the VM's loopback for `url`, a path or a whole URL of which the path counts.
 
-    Redirects are not followed. Raises SpawnFailed when nobody listens, FetchFailed when what answers is not HTTP
-    or takes longer than a minute, LimitExceeded (file_bytes) when the answer is too long.
+    Redirects are not followed. Raises PortUnreachable when nobody listens, FetchFailed when what answers is not
+    HTTP or takes longer than a minute, LimitExceeded (file_bytes) when the answer is too long.
     """
     data = body.encode() if isinstance(body, str) else body
     request = _request(port, url, method, headers or {}, data)

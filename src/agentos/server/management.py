@@ -8,7 +8,7 @@ from urllib.parse import parse_qs
 
 from agentos.actor import Actor
 from agentos.actors import Actors
-from agentos.errors import AgentOSError, InvalidRequest, VmNotFound
+from agentos.errors import InvalidRequest, VmExists, VmNotFound
 from agentos.server.calls import BIG_BYTES, aside
 from agentos.server.http import Arriving, MethodNotAllowed, Request, RouteNotFound
 from agentos.server.settings import Settings
@@ -18,12 +18,6 @@ from agentos.wire.values import decode_base64
 
 _MOST_LISTED: Final = 1000
 _MOST_INPUT: Final = 1024 * 1024
-
-
-class DuplicateKey(AgentOSError):
-    """There is an actor of this key already: `details` has existing_actor_id and key."""
-
-    code = "actor.duplicate_key"
 
 
 class Management:
@@ -88,7 +82,7 @@ class Management:
         known = self._actors.by_key(namespace, name, key)
         if known is not None:
             if method == "POST":
-                raise DuplicateKey(
+                raise VmExists(
                     "there is an actor of this key already",
                     existing_actor_id=known.actor_id,
                     key=serialize_key(key),

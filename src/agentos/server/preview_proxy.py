@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 
 from agentos.actor import Actor
 from agentos.actors import Actors
-from agentos.errors import AgentOSError, SpawnFailed, VmNotFound
+from agentos.errors import AgentOSError, PortUnreachable, VmNotFound
 from agentos.server.http import Disconnected, Headers, Receive, Request, Scope, Send, answer
 from agentos.server.preview_exchange import Exchange, NotHttp
 from agentos.server.preview_headers import PAGE_HEADERS, View, to_vm
@@ -126,7 +126,7 @@ class PreviewProxy:
             return
         except h11.LocalProtocolError as error:
             refused = _Refused(400, f"not a request that can be passed on: {error}")
-        except SpawnFailed as error:
+        except PortUnreachable as error:
             refused = _no_server(view.port, error)
         except AgentOSError as error:
             refused = _not_running(error)
@@ -173,7 +173,7 @@ class PreviewProxy:
     ) -> None:
         try:
             sock = await (await actor.vm()).connect(view.port)
-        except SpawnFailed as error:
+        except PortUnreachable as error:
             raise _no_server(view.port, error) from None
         except AgentOSError as error:
             raise _not_running(error) from None
@@ -261,8 +261,8 @@ async def _refuse_handshake(scope: Scope, send: Send, refused: _Refused) -> None
     await send({"type": "websocket.http.response.body", "body": body})
 
 
-def _no_server(port: int, error: SpawnFailed) -> _Refused:
-    if error.os_errno == errno.ECONNREFUSED:
+def _no_server(port: int, error: PortUnreachable) -> _Refused:
+    if error.details.get("errno") == errno.ECONNREFUSED:
         return _Refused(502, f"nothing listens on port {port} of the VM's loopback")
     return _Refused(502, error.message)
 

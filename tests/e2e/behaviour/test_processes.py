@@ -155,7 +155,10 @@ def test_the_list_has_what_was_spawned_oldest_first(on: Any) -> None:
         assert (one.running, one.exit_code, one.signal, one.reason) == (False, 5, None, "exited")
         assert before - 60 < one.start_time <= one.exit_time < time.time() + 60
         assert (two.pid, two.command, two.args) == (second.pid, "sleep", ("1000",))
+        assert one.usage.cpu_ms > 0
+        assert one.usage.max_rss_bytes > 0
         assert (two.running, two.exit_code, two.reason, two.exit_time) == (True, None, None, None)
+        assert two.usage is None
         assert await vm.get_process(second.pid) == two
 
     on(body)

@@ -17,14 +17,15 @@ from agentos import create_client
 from agentos.client.aio import Agent
 from agentos.client.events import ProcessExit, ProcessOutput, ShellData, ShellExit
 from agentos.errors import (
-    AgentOSError,
     ConnectionLost,
+    FileDenied,
     FileMissing,
     InvalidRequest,
     ProcessNotFound,
     ShellNotFound,
     SpawnFailed,
     Unauthorized,
+    VmExists,
     VmNotFound,
     WaitTimeout,
 )
@@ -130,6 +131,25 @@ def test_files(url: str) -> None:
     with_agent(url, work)
 
 
+def test_a_large_file_where_no_other_can_be_made(url: str) -> None:
+    """It is overwritten, as a small one is; errors are of the path that was given."""
+
+    async def work(agent: Agent) -> None:
+        files, pieces = agent.files, [b"x" * 1_000_000] * 6
+        await agent.exec("mkdir /srv/d; touch /srv/d/f; chown agentos /srv/d/f", user="root")
+        assert await files.write_file_stream("/srv/d/f", pieces) == 6_000_000
+        assert (await files.stat("/srv/d/f")).size == 6_000_000
+        assert await files.readdir("/srv/d") == ["f"]
+        for path, wrong, make_parents in (("/srv/d/g", FileDenied, True), ("none/g", FileMissing, False)):
+            with pytest.raises(wrong) as caught:
+                await files.write_file_stream(path, pieces, make_parents=make_parents)
+            whole = path if path.startswith("/") else f"/home/agentos/{path}"
+            assert caught.value.details["path"] == whole
+            assert caught.value.message.endswith(f": {whole}")
+
+    with_agent(url, work)
+
+
 def test_errors_are_the_same_classes(url: str) -> None:
     """With their details."""
 
@@ -167,9 +187,8 @@ def test_keys_and_kinds(url: str) -> None:
                 await client.vm.get(key).exec("true")
             made = await client.vm.create(key, input={"seed": 1})
             assert (await made.exec("echo made")).stdout == "made\n"
-            with pytest.raises(AgentOSError) as caught:
+            with pytest.raises(VmExists):
                 await client.vm.create(key)
-            assert caught.value.code == "actor.duplicate_key"
             await made.destroy()
             with pytest.raises(InvalidRequest):
                 create_client("localhost")

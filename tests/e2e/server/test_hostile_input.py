@@ -255,7 +255,7 @@ def test_ten_megabytes_where_a_line_is_expected(server: Any, name: str) -> None:
         ("waitShell", [TEN_MB], {"shell.not_found"}),
         ("readFile", [TEN_MB], {"file.failed", "file.name_too_long", "request.invalid", "limit.exceeded"}),
         ("readFiles", [["x"] * 300_000], {"request.invalid", "limit.exceeded"}),
-        ("vmFetch", [80, TEN_MB], {"request.invalid", "limit.exceeded", "process.spawn_failed"}),
+        ("vmFetch", [80, TEN_MB], {"request.invalid", "limit.exceeded", "vm.port_unreachable"}),
     ]
     with undisturbed(server), side.connect() as websocket:
         for number, (action, args, codes) in enumerate(calls):
