@@ -54,6 +54,10 @@ class Actors:
         self.live: set[Actor] = set()
         self.on_booted: Callable[[float], None] = lambda seconds: None
         self.on_limit: Callable[[str], None] = lambda limit: None
+        self.closing = False
+        """Whether the end has begun, and with it that of every VM."""
+        self.closed = False
+        """Whether there are no records any more to be asked for."""
         self._most = most
         self._reserve = reserve
         self._by_id: dict[str, Actor] = {}
@@ -201,6 +205,7 @@ class Actors:
 
     async def close(self) -> None:
         """Put every VM to sleep and let go of the directory."""
+        self.closing = True
         actors = list(self._by_id.values())
         results = await asyncio.gather(*(one.sleep() for one in actors), return_exceptions=True)
         for result in results:
@@ -213,6 +218,7 @@ class Actors:
         if self.data_dir is not None:
             await self.host.forget_ready(str(self.data_dir / "vms"))
             self.host.release(str(self.data_dir))
+        self.closed = True
         self.store.close()
         if self._lock_fd >= 0:
             os.close(self._lock_fd)

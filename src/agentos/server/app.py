@@ -15,11 +15,11 @@ from typing import Any
 import agentos
 from agentos.actor import VmKind
 from agentos.actors import Actors
-from agentos.errors import AgentOSError, InternalError, Unauthorized
+from agentos.errors import AgentOSError, Unauthorized
 from agentos.host import Host
 from agentos.server.access import Access
 from agentos.server.calls import Calls
-from agentos.server.gateway import Gateway, status_of
+from agentos.server.gateway import Gateway, fail
 from agentos.server.http import (
     JSON_TYPE,
     Arriving,
@@ -30,6 +30,7 @@ from agentos.server.http import (
     RouteNotFound,
     Scope,
     Send,
+    ServerGoing,
     answer,
     as_json,
 )
@@ -38,8 +39,6 @@ from agentos.server.metrics import CONTENT_TYPE, Metrics
 from agentos.server.preview_proxy import PreviewProxy
 from agentos.server.previews import PREFIX, Previews, load_key
 from agentos.server.settings import Settings
-from agentos.wire.encodings import JSON
-from agentos.wire.failures import http_error
 from agentos.wire.terms import bearer_token
 
 log = logging.getLogger("agentos.server")
@@ -161,11 +160,7 @@ class Application:
         except Disconnected:
             return
         except Exception as error:
-            if not isinstance(error, AgentOSError):
-                log.exception("request failed")
-                error = InternalError("An internal error occurred")
-            body = JSON.encode_body(http_error(error))
-            await answer(send, status_of(error), body, [JSON_TYPE, *cors])
+            await fail(send, error, cors)
             return
         await answer(send, 200, body, [(b"content-type", kind), *cors])
 
@@ -182,7 +177,7 @@ class Application:
 
     async def _own(self, request: Request, path: bytes) -> tuple[bytes, bytes]:
         if path == b"/actors" or path.startswith(b"/actors/"):
-            return as_json(await self._management.answer(request)), JSON_TYPE[1]
+            return as_json(await self._gateway.see_through(self._management.answer(request))), JSON_TYPE[1]
         about = self._about if request.trusted else self._greeting
         pages = {b"/": about, b"/metadata": about, b"/health": self._health}
         if path not in pages and path != b"/metrics":
@@ -190,6 +185,8 @@ class Application:
         if request.method not in ("GET", "HEAD"):
             raise MethodNotAllowed(f"{request.method}: this path knows GET only", method=request.method)
         if path == b"/metrics":
+            if self.actors.closed:
+                raise ServerGoing("the server is about to end")
             return self.metrics.text(), CONTENT_TYPE
         return as_json(pages[path]()), JSON_TYPE[1]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from agentos.actor import Actor
 from agentos.actors import Actors
@@ -27,6 +27,7 @@ from agentos.server.http import (
     RouteNotFound,
     Scope,
     Send,
+    ServerGoing,
     TooMuchArriving,
     answer,
 )
@@ -50,6 +51,8 @@ from agentos.wire.messages import ActorSpecifier, HttpActionRequest, HttpActionR
 from agentos.wire.terms import Terms, select_subprotocol, terms_of_headers, terms_of_subprotocols
 from agentos.wire.values import UNDEFINED
 
+_T = TypeVar("_T")
+
 log = logging.getLogger("agentos.server")
 
 _HOOK_SECONDS: Final = 30.0
@@ -60,12 +63,6 @@ _QUICK_SECONDS: Final = 0.1
 _SHORT_ADDRESS: Final = 1024
 _parse_known = lru_cache(maxsize=256)(parse_address)
 """For addresses that are short: a client calls the same one again and again."""
-
-
-class ServerGoing(AgentOSError):
-    """The server is about to end: nothing was done, and the same call may be made again later."""
-
-    code = "server.going_away"
 
 
 class Unsupported(AgentOSError):
@@ -133,7 +130,7 @@ class Gateway:
         except Disconnected:
             return
         except Exception as error:
-            await self._fail(send, error, actor, cors)
+            await fail(send, error, cors, actor)
             return
         headers = [(b"content-type", encoding.content_type.encode()), *_actor_headers(actor), *cors]
         await answer(send, 200, body, headers)
@@ -150,18 +147,6 @@ class Gateway:
     def _check_staying(self) -> None:
         if self.leaving:
             raise ServerGoing("the server is about to end")
-
-    async def _fail(self, send: Send, error: Exception, actor: Actor | None, cors: Headers) -> None:
-        """Answer with an error: always in JSON, which every client reads whatever it sent."""
-        if not isinstance(error, AgentOSError):
-            log.exception("request failed")
-            error = InternalError("An internal error occurred")
-        going = isinstance(error, ServerGoing)
-        body = JSON.encode_body(COME_BACK if going else http_error(error, _specifier(actor)))
-        # After a body that was not read, what follows on this connection is no request.
-        unread = going or isinstance(error, BodyTooLong | TooMuchArriving | RequestTimeout)
-        headers = [JSON_TYPE, *cors, *([(b"connection", b"close")] if unread else [])]
-        await answer(send, status_of(error), body, headers)
 
     async def _other(self, asked: Any, send: Send, cors: Headers) -> None:
         if isinstance(asked, Health):
@@ -197,6 +182,15 @@ class Gateway:
             target.namespace, target.name, target.key, pool=target.pool, region=target.region,
             crash_policy=target.crash_policy, input=given,
         )  # fmt: skip
+
+    async def see_through(self, work: Awaitable[_T]) -> _T:
+        """What `work` returns, which is waited for at the end as calls are."""
+        self._calls += 1
+        try:
+            return await work
+        finally:
+            self._calls -= 1
+            self._look_empty()
 
     # -- WebSockets
 
@@ -277,6 +271,19 @@ class Gateway:
 
 class _GoingAway(Exception):
     """The server shuts down."""
+
+
+async def fail(send: Send, error: Exception, cors: Headers, actor: Actor | None = None) -> None:
+    """Answer with an error: always in JSON, which every client reads whatever it sent."""
+    if not isinstance(error, AgentOSError):
+        log.exception("request failed")
+        error = InternalError("An internal error occurred")
+    going = isinstance(error, ServerGoing)
+    body = JSON.encode_body(COME_BACK if going else http_error(error, _specifier(actor)))
+    # After a body that was not read, what follows on this connection is no request.
+    unread = going or isinstance(error, BodyTooLong | TooMuchArriving | RequestTimeout)
+    headers = [JSON_TYPE, *cors, *([(b"connection", b"close")] if unread else [])]
+    await answer(send, status_of(error), body, headers)
 
 
 def status_of(error: BaseException) -> int:

@@ -24,6 +24,12 @@ class RouteNotFound(NotFound):
     code = "api.not_found"
 
 
+class ServerGoing(AgentOSError):
+    """The server is about to end: nothing was done, and the same call may be made again later."""
+
+    code = "server.going_away"
+
+
 class MethodNotAllowed(AgentOSError):
     """The path is there, but not for this method."""
 

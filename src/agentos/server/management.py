@@ -10,7 +10,7 @@ from agentos.actor import Actor
 from agentos.actors import Actors
 from agentos.errors import InvalidRequest, VmExists, VmNotFound
 from agentos.server.calls import BIG_BYTES, aside
-from agentos.server.http import Arriving, MethodNotAllowed, Request, RouteNotFound
+from agentos.server.http import Arriving, MethodNotAllowed, Request, RouteNotFound, ServerGoing
 from agentos.server.settings import Settings
 from agentos.store import ActorRecord
 from agentos.wire.keys import deserialize_key, serialize_key
@@ -24,7 +24,7 @@ class Management:
     """Answers requests under `/actors`."""
 
     def __init__(self, actors: Actors, settings: Settings, arriving: Arriving) -> None:
-        self._actors = actors
+        self._kept = actors
         self._settings = settings
         self._arriving = arriving
 
@@ -46,11 +46,21 @@ class Management:
         body = await aside(_object, data) if len(data) > BIG_BYTES else _object(data)
         return self._make(request.method, body, query)
 
+    @property
+    def _actors(self) -> Actors:
+        if self._kept.closed:
+            raise ServerGoing("the server is about to end")
+        return self._kept
+
     async def _one(self, request: Request, actor_id: str) -> dict[str, Any]:
         if request.method == "GET":
             return {"actor": self._tree(self._actors.by_id(actor_id).record)}
         if request.method != "DELETE":
             raise MethodNotAllowed(f"{request.method}: an actor knows GET and DELETE", method=request.method)
+        if self._actors.closing:
+            raise ServerGoing(
+                "the server is about to end"
+            )  # it takes a while, and the record is removed at its end
         try:
             actor = self._actors.by_id(actor_id)
         except VmNotFound:

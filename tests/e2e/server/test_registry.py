@@ -211,7 +211,7 @@ def test_a_failing_boot_hook_fails_the_call(tmp_path: Path) -> None:
 
 
 def test_part_of_another_application(tmp_path: Path) -> None:
-    """Mounted under a path, without a lifespan of its own; keys with slashes stay whole."""
+    """Mounted under a path, without a lifespan of its own; keys with slashes stay whole. It ends before the other."""
     registry = setup(use={"vm": agent_os()}, data_dir=tmp_path)
     outer = Starlette(routes=[Mount("/agents", app=registry.app)])
 
@@ -225,8 +225,25 @@ def test_part_of_another_application(tmp_path: Path) -> None:
                 assert answer.json()["output"]["stdout"] == "mounted\n"
                 listed = (await client.get("/agents/actors", params={"name": "vm"})).json()["actors"]
                 assert [one["key"] for one in listed] == ["a\\/b"]
+                slow = asyncio.create_task(client.delete(f"/agents/actors/{listed[0]['actor_id']}"))
+                while (await client.get("/agents/actors", params={"name": "vm"})).json()["actors"]:
+                    pass  # its destruction has not begun yet
             finally:
                 await registry.app.close()
+            # What was asked before is done; who comes now is told to come back.
+            assert (await slow).status_code == 200
+            asked: list[tuple[str, str, Any]] = [
+                ("GET", "/agents/actors", None),
+                ("GET", "/agents/actors/x", None),
+                ("DELETE", "/agents/actors/x", None),
+                ("PUT", "/agents/actors", {"name": "vm", "key": "b"}),
+                ("GET", "/agents/metrics", None),
+                ("POST", path, {"args": []}),
+            ]
+            for method, where, body in asked:
+                answer = await client.request(method, where, json=body)
+                assert (answer.status_code, answer.json()["code"]) == (503, "stopping"), where
+            assert (await client.get("/agents/health")).json()["vms"] == 0
 
     asyncio.run(main())
 
