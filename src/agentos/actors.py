@@ -98,7 +98,9 @@ class Actors:
     async def get_ready(self, pool: int) -> None:
         """Have `pool` VMs of each kind booted before they are asked for."""
         directory = None if self.data_dir is None else str(self.data_dir / "vms")
-        for kind in self.kinds.values():
+        for name, kind in self.kinds.items():
+            if kind.spec.image is not None:
+                await asyncio.to_thread(_look_at_image, name, kind.spec.image)
             await self.host.keep_ready(kind.spec, pool, directory)
 
     def directory_of(self, actor_id: str) -> Path | None:
@@ -223,6 +225,17 @@ class Actors:
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
+
+
+def _look_at_image(name: str, image: str) -> None:
+    """What is wrong with it is known when the server starts, and not only when somebody asks for a VM."""
+    try:
+        os.close(os.open(image, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+    except OSError as error:
+        log.warning(
+            "VMs cannot be made: the image cannot be used",
+            extra={"vm": name, "image": image, "error": error.strerror},
+        )
 
 
 def _locked(fd: int) -> bool:

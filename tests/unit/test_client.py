@@ -316,5 +316,6 @@ def test_what_is_shown_of_each_names_it() -> None:
             agent = client.vm.get_or_create(["a", "b"])
             assert repr(client.vm) == "<Kind vm of http://localhost:6420>"
             assert repr(agent) == "<Agent vm 'a/b'>"
+            assert repr(agent.connect()) == "<Connection to vm 'a/b'>"
 
     asyncio.run(body())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from agentos.client.connection import Connection
 from agentos.client.transport import Transport, Way
 from agentos.client.verbs import Verbs
-from agentos.wire.address import ByKey, Target
+from agentos.wire.address import Target
 
 
 class Agent(Verbs):
@@ -16,9 +16,7 @@ class Agent(Verbs):
         super().__init__(self._way)
 
     def __repr__(self) -> str:
-        target = self._way.target
-        named = f"{target.name} {'/'.join(target.key)!r}" if isinstance(target, ByKey) else target.actor_id
-        return f"<Agent {named}>"
+        return f"<Agent {self._way}>"
 
     async def resolve(self) -> str:
         """Its id on the server; made there if it is to be. VmNotFound where it is not."""

@@ -314,8 +314,12 @@ class Connection(Verbs):
     """
 
     def __init__(self, way: Way) -> None:
+        self._way = way
         self._link = Link(way)
         super().__init__(self._link)
+
+    def __repr__(self) -> str:
+        return f"<Connection to {self._way}>"
 
     async def __aenter__(self) -> Connection:
         await self._link.open()

@@ -200,6 +200,10 @@ class Way:
         self._urls: dict[str, URL] = {}
         """Of actions of `target`, by name."""
 
+    def __str__(self) -> str:
+        target = self.target
+        return f"{target.name} {'/'.join(target.key)!r}" if isinstance(target, ByKey) else target.actor_id
+
     @property
     def reached(self) -> bool:
         """Whether there was ever a server."""

@@ -8,7 +8,7 @@ import socket
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
 from agentos.errors import AgentOSError
@@ -57,7 +57,7 @@ class RawVm:
         self.remains.close()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Shelf:
     """The ready VMs of one kind. `beside`: where their storage directories are, None where they have none."""
 
@@ -125,25 +125,28 @@ class Pool:
         return None
 
     def fill(self) -> None:
-        """Bring every shelf to its size. What cannot be made now is left: whoever asks for one is told why."""
+        """Bring every shelf to its size. A kind that cannot be made now is left: whoever asks for one is told why."""
+        left: set[_Shelf] = set()
         with self._filling:
-            while (shelf := self._shortest()) is not None:
+            while (shelf := self._shortest(left)) is not None:
+                left.add(shelf)  # unless it gets one
                 spec = shelf.spec if shelf.beside is None else _with_storage(shelf)
                 try:
                     raw = self._make(spec)
                 except (AgentOSError, OSError):
                     if spec.storage is not None:
                         self._abandon(spec.storage)
-                    return
+                    continue
                 try:
                     _get_ready(raw)
                 except OSError:  # it has ended
                     self.let_go(raw)
-                    return
+                    continue
                 # Until its storage is mounted a VM does mind its directory's name.
                 if shelf.beside is not None and not raw.booted(_BOOT_SECONDS):
                     self.let_go(raw)
-                    return
+                    continue
+                left.discard(shelf)
                 with self._lock:
                     shelf.vms.append(raw)
 
@@ -153,9 +156,11 @@ class Pool:
         if raw.spec.storage is not None:
             self._abandon(raw.spec.storage)
 
-    def _shortest(self) -> _Shelf | None:
+    def _shortest(self, but: Collection[_Shelf] = ()) -> _Shelf | None:
         with self._lock:
-            lacking = [one for one in self._shelves if self._open and len(one.vms) < one.size]
+            lacking = [
+                one for one in self._shelves if self._open and len(one.vms) < one.size and one not in but
+            ]
             return min(lacking, key=lambda one: len(one.vms), default=None)
 
     def drop(self, beside: str) -> list[RawVm]:

@@ -194,6 +194,17 @@ def test_a_full_host_makes_no_new_vms(tmp_path: Path) -> None:
     play(setup(use={"vm": agent_os()}, reserve_disk_bytes=2**62), tmp_path, then)
 
 
+def test_an_image_that_is_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Is told of when the server starts, and keeps no other kind of VM from being served."""
+
+    async def scene(client: httpx.AsyncClient) -> None:
+        (record,) = (one for one in caplog.records if one.levelname == "WARNING")
+        assert record.__dict__["image"] == "/no/such/image"
+        assert (await run(client, "true")).status_code == 200
+
+    play(setup(use={"odd": agent_os(image="/no/such/image"), "vm": agent_os()}), tmp_path, scene)
+
+
 def test_a_failing_boot_hook_fails_the_call(tmp_path: Path) -> None:
     """The VM is ended again, and nothing of the failure's text leaves the server."""
 
