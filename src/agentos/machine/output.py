@@ -363,8 +363,8 @@ class OutputLog:
             for chunk in page.events:
                 yield chunk
             cursor = page.cursor
-            if page.exited:
+            if page.exited or self.end <= cursor:
                 self._note_asked(cursor)
-                return
-            if not page.events:
+                if page.exited:
+                    return
                 await self.wait(cursor)

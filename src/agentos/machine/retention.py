@@ -107,24 +107,30 @@ class Retention:
         self._closed = True
         if self._within is not None:
             self._within._parts.discard(self)
-            self._within._add(Kept(*(-one for one in self.kept)))
+            self._within._add(*(-one for one in self.kept))
         self.kept = Kept()
         self._held.clear()
 
     def _set(self, log: OutputLog, kept: Kept) -> None:
-        change = Kept(*(new - old for new, old in zip(kept, log.counted, strict=True)))
+        before = log.counted
+        if kept == before:
+            return
         log.counted = kept
-        level: Retention | None = self
-        while level is not None:
-            _keep_order(level._handed_out, log, kept.handed_out)
-            _keep_order(level._replayed, log, kept.replayed)
-            level = level._within
-        self._add(change)
+        unread, handed_out, replayed = kept
+        # Of a process that runs only the first changes, with each piece of its output.
+        if handed_out != before.handed_out or replayed != before.replayed:
+            level: Retention | None = self
+            while level is not None:
+                _keep_order(level._handed_out, log, handed_out)
+                _keep_order(level._replayed, log, replayed)
+                level = level._within
+        self._add(unread - before.unread, handed_out - before.handed_out, replayed - before.replayed)
 
-    def _add(self, change: Kept) -> None:
-        self.kept = kept = Kept(*(one + more for one, more in zip(self.kept, change, strict=True)))
+    def _add(self, unread: int, handed_out: int, replayed: int) -> None:
+        kept = self.kept
+        kept = self.kept = Kept(kept.unread + unread, kept.handed_out + handed_out, kept.replayed + replayed)
         if self._within is not None:
-            self._within._add(change)
+            self._within._add(unread, handed_out, replayed)
         if kept.unread >= self.lossless_bytes:
             self._full = True
         elif self._full and kept.unread <= self.lossless_bytes * _ENOUGH:
