@@ -28,6 +28,9 @@ _MOST_MARKS = 64
 _MARK_COST = 16
 """What it costs to know when one more part of a block has arrived."""
 DEFAULT_PAGE_BYTES = 256 * 1024
+_FOLLOW_BYTES = 1024 * 1024
+_PIECES = 8
+"""At least so many pieces of output does a full log consist of: what is dropped, is dropped in whole pieces."""
 
 
 def check_page(cursor: object, max_bytes: object, wait: object) -> float:
@@ -122,19 +125,26 @@ class OutputLog:
 
         Or not that much, but more than the least, while all lossless processes of the VM, or of all VMs, have too much.
         """
-        if not self.lossless:
-            return False
-        unread = self.unread_bytes
-        if unread < LEAST_UNREAD_BYTES and unread < self.max_bytes:
-            return False
-        return unread >= self.max_bytes or (self.retention is not None and self.retention.crowded)
+        return self.lossless and self._free() <= 0
 
-    def has_room(self) -> bool:
-        """Whether more may be appended now; if not, `on_room` is called when it may."""
-        self._held = self.full
+    def _free(self) -> int:
+        crowded = self.retention is not None and self.retention.crowded
+        return (min(LEAST_UNREAD_BYTES, self.max_bytes) if crowded else self.max_bytes) - self.unread_bytes
+
+    def room(self) -> int:
+        """How much may be appended now: a part of the bound. If nothing, `on_room` is called when there is again."""
+        piece = max(1, self.max_bytes // _PIECES)
+        if not self.lossless:
+            return piece
+        free = self._free()
+        self._held = free <= 0
         if self._held and self.retention is not None and self.unread_bytes < self.max_bytes:
             self.retention.hold(self)
-        return not self._held
+        return max(0, min(free, piece))
+
+    def has_room(self) -> bool:
+        """Whether anything may be appended now; as `room`."""
+        return self.room() > 0
 
     def look_again(self) -> None:
         """There may be room again."""
@@ -170,6 +180,13 @@ class OutputLog:
     def _count(self) -> None:
         if self.retention is not None:
             self.retention.count(self)
+
+    def _count_unread(self) -> None:
+        """As `_count`, where nothing else can have changed: with each piece of output."""
+        if self.retention is not None and not (self.finished or self._handed_out):
+            self.retention.count_unread(self, self.unread_bytes)
+        else:
+            self._count()
 
     def attach(self, cursor: int) -> Attached:
         """A reader at `cursor`, which a lossless log waits for; it reads with `peek`.
@@ -218,8 +235,7 @@ class OutputLog:
             self._drop()
         if self.lossless:
             self._unread = min(self._unread, len(self._blocks) - 1)
-            self._count()
-            self.has_room()
+            self._count_unread()
         if self._waiters:
             self._wake()
 
@@ -302,6 +318,8 @@ class OutputLog:
         while 0 <= index < len(self._blocks) and room > 0:
             block = self._blocks[index]
             inside = position - block.position
+            if events and len(block.data) > max(room, _GATHER_BELOW):
+                break  # in parts it would have to be copied
             data = (
                 block.data if inside == 0 and len(block.data) <= room else block.data[inside : inside + room]
             )
@@ -326,7 +344,7 @@ class OutputLog:
             while self._unread < len(blocks) and blocks[self._unread].end <= consumed:
                 self._unread += 1
             self._touched = time.monotonic()
-            self._count()
+            self._count_unread()
             self.look_again()
 
     async def wait(self, cursor: int) -> None:
@@ -359,7 +377,7 @@ class OutputLog:
     async def follow(self, cursor: int = 0) -> AsyncIterator[OutputChunk]:
         """Every chunk from `cursor` to the end of the output."""
         while True:
-            page = self.read(cursor)
+            page = self.read(cursor, _FOLLOW_BYTES)
             for chunk in page.events:
                 yield chunk
             cursor = page.cursor

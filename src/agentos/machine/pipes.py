@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 
 from agentos.errors import StdinClosed
+from agentos.machine.gathering import Gatherer
 
 READ_BYTES = 64 * 1024
 _READS_PER_WAKE = 8
@@ -37,7 +38,8 @@ def pending(fd: int) -> int:
 class Reader:
     """Reads `fd` whenever it has something, hands it to `sink`, and calls `ended` once at its end.
 
-    Owns `fd`. A pty's master reports EIO when its last slave is closed: that is its end.
+    Owns `fd`. A pty's master reports EIO when its last slave is closed: that is its end. `room` says how much `sink`
+    takes now, to READ_BYTES more or less; where that is nothing, reading rests until `resume`.
     """
 
     def __init__(
@@ -47,14 +49,17 @@ class Reader:
         sink: Callable[[bytes], None],
         ended: Callable[[], None],
         *,
-        keep_going: Callable[[], bool] | None = None,
+        room: Callable[[], int] | None = None,
         listen: bool = True,
     ) -> None:
         self._loop = loop
         self.fd = fd
         self._sink = sink
         self._ended = ended
-        self._keep_going = keep_going
+        self._room = room
+        self._gatherer: Gatherer | None = None
+        self._fast = False
+        """Whether the last read has shown a writer that is worth it."""
         self._listening = False
         self._small = 0
         self._window = 0.0
@@ -69,7 +74,7 @@ class Reader:
         return self.fd >= 0
 
     def resume(self) -> None:
-        """Begin to read, or read again after `keep_going` said no."""
+        """Begin to read, or read again after there was no room."""
         if self.fd >= 0 and not self._listening:
             self._loop.add_reader(self.fd, self._readable)
             self._listening = True
@@ -81,15 +86,31 @@ class Reader:
 
     def _readable(self) -> None:
         for _ in range(_READS_PER_WAKE):
-            if self._keep_going and not self._keep_going():
+            room = READ_BYTES if self._room is None else self._room()
+            if room <= 0:
                 self._pause()
                 return
+            if self._fast and room > READ_BYTES:
+                self._gather(room)
+                return
             got = self._read(READ_BYTES)
+            self._fast = got > READ_BYTES // 2
             # A short read means that the pipe is empty: asking again would only cost a call.
             if got < READ_BYTES:
                 if got < _SMALL_BYTES and self.fd >= 0:
                     self._count_small()
                 return
+
+    def _gather(self, room: int) -> None:
+        if self._gatherer is None:
+            self._gatherer = Gatherer(self.fd)
+        data, ended = self._gatherer.read(room)
+        self._fast = len(data) >= READ_BYTES
+        if data:
+            self._sink(data)
+        if ended:
+            self.close()
+            self._ended()
 
     def _count_small(self) -> None:
         now = self._loop.time()
@@ -153,7 +174,7 @@ class Reader:
     def discard(self) -> None:
         """From now on read only to keep the writers going."""
         self._sink = _ignore
-        self._keep_going = None
+        self._room = None
         self.resume()
 
     def close(self) -> None:

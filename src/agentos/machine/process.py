@@ -198,10 +198,9 @@ class Process:
             for fd in (in_write, out_read, err_read):
                 os.close(fd)
             raise
-        keep_going = self.log.has_room if lossless else None
         self._readers = [
-            Reader(loop, out_read, self._stdout, _nothing, keep_going=keep_going),
-            Reader(loop, err_read, self._stderr, _nothing, keep_going=keep_going),
+            Reader(loop, out_read, self._stdout, _nothing, room=self.log.room),
+            Reader(loop, err_read, self._stderr, _nothing, room=self.log.room),
         ]
         self.log.on_room = self._resume
         self._writer = Writer(loop, in_write, limits.stdin_bytes)

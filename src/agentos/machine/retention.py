@@ -87,6 +87,14 @@ class Retention:
             self._waited_for.pop(log, None)
         self._set(log, log.kept)
 
+    def count_unread(self, log: OutputLog, unread: int) -> None:
+        """As `count`, for the log of a process that runs, of which only what is unread has changed."""
+        if self._closed:
+            return
+        before = log.counted
+        log.counted = Kept(unread, before.handed_out, before.replayed)
+        self._add(unread - before.unread, 0, 0)
+
     def forget(self, log: OutputLog) -> None:
         """The process of `log`, one of this VM's, is not known any more."""
         if self._closed:
