@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from agentos import __version__
 from agentos.commands import copy, demo, doctor, execute, processes, serve, terminal, top, vms
@@ -26,6 +26,10 @@ _SIGNAL = re.compile(r"-(\d{1,2}|[A-Z][A-Z0-9+-]*)")
 
 class CommandParser(argparse.ArgumentParser):
     """A parser that says where more is said, with the exit code of the command's own failures."""
+
+    def __init__(self, **options: Any) -> None:
+        # Half an option's name may be another's, of a later version too.
+        super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the arguments, and end."""

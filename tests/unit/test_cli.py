@@ -32,6 +32,13 @@ def test_words_of_a_command_are_left_as_they_are(line: str, words: list[str]) ->
     assert arguments.user == ("root" if "root" in line else None)
 
 
+def test_half_an_option_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    """It would be another's, sooner or later."""
+    with pytest.raises(SystemExit):
+        parse(["ls", "--nam", "x"])
+    assert "unrecognized arguments: --nam" in capsys.readouterr().err
+
+
 def test_options_without_a_command() -> None:
     """As `shell` has them."""
     arguments = parse(["shell", "KEY", "--attach", "shell-1"])

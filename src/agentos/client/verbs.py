@@ -147,7 +147,7 @@ class Verbs:
             idempotency_key=key_or_new(idempotency_key),
             lossless=lossless,
         )
-        return RemoteProcess(self, pid, boot_id, lossless=lossless)
+        return RemoteProcess(self._existing(), pid, boot_id, lossless=lossless)
 
     async def write_process_stdin(
         self, pid: int, data: str | bytes, *, idempotency_key: str | None = None
@@ -226,7 +226,7 @@ class Verbs:
         shell_id, boot_id = await self._ask(
             "open_shell", command=command, args=args, env=env, cwd=cwd, user=user, cols=cols, rows=rows
         )
-        return RemoteShell(self, shell_id, boot_id)
+        return RemoteShell(self._existing(), shell_id, boot_id)
 
     async def write_shell(
         self, shell_id: str, data: str | bytes, *, idempotency_key: str | None = None
@@ -283,6 +283,10 @@ class Verbs:
     def process(self) -> ProcessVerbs[RemoteProcess]:
         """`process(pid)` is the handle of a spawned process; `process.exec` and the like are nested names of verbs."""
         return ProcessVerbs(self, self._process)
+
+    def _existing(self) -> Verbs:
+        """The same VM, of which a process or shell is asked something: that makes none where it is gone."""
+        return self
 
     def _process(self, pid: int) -> RemoteProcess:
         """The spawned process of this pid, which is not asked for yet."""

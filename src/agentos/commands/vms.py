@@ -19,9 +19,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Declare the commands."""
     ls = subparsers.add_parser("ls", help="the VMs of the server")
     add_server_options(ls)
+    ls.add_argument("--name", help="only those registered under this name")
     ls.add_argument("--json", action="store_true", help="for programs")
     ls.set_defaults(run=lambda arguments: with_client(
-        arguments, lambda client: _ls(client, as_json=arguments.json)))  # fmt: skip
+        arguments, lambda client: _ls(client, arguments.name, as_json=arguments.json)))  # fmt: skip
     rm = subparsers.add_parser("rm", help="end VMs and delete their files, for good")
     add_vm_options(rm)
     rm.add_argument("keys", metavar="KEY", type=vm_key, nargs="+")
@@ -29,8 +30,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         arguments, lambda client: _rm(client, arguments.name, arguments.keys)))  # fmt: skip
 
 
-async def _ls(client: Client, *, as_json: bool) -> int:
-    records = sorted(await client.list(), key=lambda one: (one.name, one.key))
+async def _ls(client: Client, name: str | None, *, as_json: bool) -> int:
+    records = sorted(await client.list(name), key=lambda one: (one.name, one.key))
     if as_json:
         print(json.dumps([
             {"id": one.id, "name": one.name, "key": list(one.key), "running": one.running,

@@ -190,6 +190,17 @@ def test_a_command_that_ignores_interrupts_is_killed_by_the_third(url: str, key:
         assert alive(client.vm.get(key)) == []
 
 
+def test_a_vm_that_is_removed_while_a_command_runs(url: str, cli: Cli, key: str) -> None:
+    """Stays removed: the command ends, and does not make another VM to ask it how."""
+    process = started(url, "exec", key, "echo begun; exec sleep 1000")
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"begun\n"
+    assert cli("rm", key).returncode == 0
+    stderr = process.communicate(timeout=20)[1]
+    assert (process.returncode, stderr) == (125, f"agentos: there is no VM of the key {key!r}\n".encode())
+    assert key not in cli("ls").stdout.decode()
+
+
 def test_a_reader_that_goes_away_ends_the_command(url: str, key: str) -> None:
     """As `| head` does."""
     process = started(url, "exec", key, "yes")
@@ -628,6 +639,8 @@ def test_vms(cli: Cli) -> None:
     assert f"{key}-b" not in cli("ls").stdout.decode()
     assert re.search(rf"^vm +{key} +running +\d{{4}}-", cli("ls").stdout.decode(), re.MULTILINE)
     assert key.split("/") in [one["key"] for one in json.loads(cli("ls", "--json").stdout)]
+    assert key in cli("ls", "--name", "vm").stdout.decode()
+    assert json.loads(cli("ls", "--json", "--name", "other").stdout) == []
     assert cli("rm", key).returncode == 0
     assert key not in cli("ls").stdout.decode()
     done = cli("ps", key)
