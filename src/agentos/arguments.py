@@ -19,6 +19,7 @@ from agentos.model import (
     check_moment,
     check_seconds,
     check_text,
+    check_texts,
 )
 from agentos.wire.values import UNDEFINED
 
@@ -64,7 +65,7 @@ def _read_moment(name: str, value: Any) -> float:
 def _read_texts(name: str, value: Any) -> list[str]:
     if not isinstance(value, list):
         raise InvalidRequest.argument(name, value, "a list of text")
-    return [check_text(f"{name}[{index}]", one) for index, one in enumerate(value)]
+    return check_texts(name, value)
 
 
 def _write_text(name: str, value: Any, *, empty: bool = True) -> str:

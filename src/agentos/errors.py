@@ -39,8 +39,37 @@ A code's part before the dot is the wire's `group`, the rest its `code`.
 from __future__ import annotations
 
 import errno as errno_names
+import reprlib
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from itertools import islice
+from typing import Any, ClassVar, Final
+
+
+class _Short(reprlib.Repr):
+    """As `repr`, of as much of a value as an error shows, however big it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlist = self.maxtuple = self.maxdict = 40
+        self.maxstring = self.maxlong = self.maxother = 200
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        if level <= 0 and x:
+            return "{...}"
+        shown = [
+            f"{self.repr1(key, level - 1)}: {self.repr1(one, level - 1)}"
+            for key, one in islice(x.items(), self.maxdict)
+        ]
+        return "{" + ", ".join(shown + ["..."] * (len(x) > self.maxdict)) + "}"
+
+    def repr_bytes(self, x: bytes, level: int) -> str:
+        return repr(x[: self.maxstring])
+
+    def repr_set(self, x: set[Any], level: int) -> str:
+        return repr(x) if len(x) <= self.maxlist else f"a set of {len(x)}"
+
+
+_SHORT: Final = _Short()
 
 
 class AgentOSError(Exception):
@@ -82,7 +111,7 @@ class InvalidRequest(AgentOSError, ValueError):
     @classmethod
     def argument(cls, name: str, got: object, wanted: str) -> InvalidRequest:
         """The error for argument `name`, which was `got` where `wanted` was wanted."""
-        shown = repr(got)
+        shown = _SHORT.repr(got)
         if len(shown) > 80:
             shown = shown[:77] + "..."
         return cls(f"{name}: wanted {wanted}, got {shown}", argument=name, got=shown, wanted=wanted)

@@ -8,9 +8,9 @@ and raises InvalidRequest, so that a wrong value never travels further than its 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, NewType
+from typing import Any, Literal, NewType, cast
 
 from agentos.errors import AgentOSError, CommandFailed, InvalidRequest, IsolationUnavailable
 from agentos.network.rules import Network
@@ -227,6 +227,26 @@ def check_text(name: str, value: object, *, empty: bool = True) -> str:
     return value
 
 
+def _is_plain(value: object) -> bool:
+    """Whether there is nothing to check, which is so for most texts, and found out in less time."""
+    return type(value) is str and value.isascii() and "\0" not in value
+
+
+def check_texts(name: str, values: Sequence[object]) -> list[str]:
+    """`values` as a list of what `check_text` takes. Raises InvalidRequest naming the first that is not."""
+    texts = list(values)
+    try:
+        together = "".join(texts)  # type: ignore[arg-type]  # what is no text is found here, or below by name
+        together.encode("utf-8", "surrogateescape")
+    except (TypeError, UnicodeEncodeError):
+        together = "\0"
+    if "\0" in together:
+        for index, one in enumerate(texts):
+            if not _is_plain(one):
+                check_text(f"{name}[{index}]", one)
+    return cast(list[str], texts)
+
+
 def check_env(env: object, name: str = "env") -> dict[str, str]:
     """`env` as a mapping of text to text. Raises InvalidRequest naming the variable that is not."""
     if env is None:
@@ -236,8 +256,10 @@ def check_env(env: object, name: str = "env") -> dict[str, str]:
     for key, value in env.items():
         if not isinstance(key, str) or not key or "=" in key:
             raise InvalidRequest.argument(f"{name} variable", key, "a name that is text without =")
-        check_text(f"{name} variable", key)
-        check_text(f"{name}[{key!r}]", value)
+        if not _is_plain(key):
+            check_text(f"{name} variable", key)
+        if not _is_plain(value):
+            check_text(f"{name}[{key!r}]", value)
     return dict(env)
 
 

@@ -6,6 +6,7 @@ import builtins
 import errno
 import pickle
 import re
+import time
 from typing import Any
 
 import pytest
@@ -141,3 +142,29 @@ def test_a_file_error_is_what_people_catch(
     assert type(error) is kind
     assert isinstance(error, builtin)
     assert (str(error), error.details) == ("said: /x", {"path": "/x", "errno": number})
+
+
+@pytest.mark.parametrize(
+    ("got", "shown"),
+    [
+        ([1, "a"], "[1, 'a']"), ({"b": 1, "a": b"x"}, "{'b': 1, 'a': b'x'}"), ("it's", '"it\'s"'), ((), "()"),
+        (None, "None"), (-1.5, "-1.5"), ({3}, "{3}"), ({}, "{}"), ([[[{}]]], "[[[{}]]]"),
+    ],
+)  # fmt: skip
+def test_what_was_got_is_shown(got: object, shown: str) -> None:
+    """As Python writes it, where that is short."""
+    error = InvalidRequest.argument("x", got, "y")
+    assert str(error) == f"x: wanted y, got {shown}"
+
+
+def test_showing_what_was_got_takes_no_time() -> None:
+    """However big it is, and whatever in it is."""
+    texts = [str(number) for number in range(300_000)]
+    values: list[object] = [
+        texts, tuple(texts), dict.fromkeys(texts, texts), set(texts), {"a": [texts]}, "é\x00" * 10**7, bytes(10**7),
+        [bytes(10**7)], {"x" * 10**7: "y" * 10**7},
+    ]  # fmt: skip
+    began = time.process_time()
+    for value in values:
+        assert len(str(InvalidRequest.argument("x", value, "y"))) < 120
+    assert time.process_time() - began < 0.05

@@ -22,6 +22,7 @@ from agentos.model import (
     check_env,
     check_seconds,
     check_text,
+    check_texts,
 )
 
 
@@ -252,3 +253,17 @@ def test_a_failure_says_the_last_whole_lines_of_a_long_stderr() -> None:
     assert lines[2:] == stderr.splitlines()[-len(lines[2:]) :]
     assert 1500 < len(str(caught.value)) < 2100
     assert caught.value.details["stderr"] == stderr
+
+
+def test_texts_are_checked_one_by_one() -> None:
+    """The first that is none is named, among any that are unusual."""
+    fine = ["", "a", "é", "\udc80", "😀", "x" * 100]
+    assert check_texts("args", tuple(fine)) == fine
+    for wrong, said in (
+        (7, "text, got 7"),
+        ("a\0", "text without NUL"),
+        ("\ud800", "text that UTF-8 can hold"),
+        (None, "text"),
+    ):
+        with pytest.raises(InvalidRequest, match=rf"^args\[6\]: wanted {said}"):
+            check_texts("args", [*fine, wrong, 8])

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from agentos.errors import InvalidRequest, LimitExceeded, SpawnFailed
 from agentos.machine.launcher import ExitEvent
 from agentos.machine.plan import HOME, UIDS
-from agentos.model import ExitStatus, Reason, Usage, VmSpec, check_env, check_text
+from agentos.model import ExitStatus, Reason, Usage, VmSpec, check_env, check_text, check_texts
 
 BASH = "/bin/bash"
 PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
@@ -53,6 +53,7 @@ def check_program(
     terminal: bool = False,
 ) -> Program:
     """The program to run, or InvalidRequest or LimitExceeded naming what is wrong with the request."""
+    _check_count(spec, args, 1)
     argv = [check_text("command", command, empty=False), *check_args(args)]
     return program_of(spec, argv, None, cwd=cwd, env=env, user=user, terminal=terminal)
 
@@ -77,6 +78,7 @@ def program_of(
         # Always the same object, which is not sent to a spawner twice.
         environment, size = _BASE_ENV[who], _BASE_BYTES[who]
     else:
+        _check_count(spec, env, 3)
         environment = base_env(spec.env, who, terminal=terminal)
         environment.update(check_env(env))
         size = _size(map("=".join, environment.items()))
@@ -87,11 +89,20 @@ def program_of(
     return Program(argv, directory, environment, who, path, as_bash)
 
 
+def _check_count(spec: VmSpec, texts: object, least: int) -> None:
+    """Refuse, before each is looked at, so many of at least `least` bytes that they are over the limit."""
+    if isinstance(texts, Sequence | Mapping) and not isinstance(texts, str | bytes):
+        size = len(texts) * least
+        if size > spec.limits.argument_bytes:
+            said = f"{len(texts)} arguments or variables have {size} bytes or more"
+            raise LimitExceeded.of("argument_bytes", size, spec.limits.argument_bytes, said)
+
+
 def check_args(args: object) -> list[str]:
     """`args` as a list of text."""
     if isinstance(args, str | bytes) or not isinstance(args, Sequence):
         raise InvalidRequest.argument("args", args, "a list of text")
-    return [check_text(f"args[{index}]", one) for index, one in enumerate(args)]
+    return check_texts("args", args)
 
 
 def check_user(user: object, default: str) -> str:

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from agentos import actions
 from agentos.actor import Actor
@@ -16,13 +16,14 @@ from agentos.machine.vm import VM
 from agentos.server.fetch import fetch
 from agentos.server.metrics import Metrics
 from agentos.server.previews import Previews
+from agentos.wire.malformed import AT_ONCE
 
 log = logging.getLogger("agentos.server")
 
 _T = TypeVar("_T")
 
-BIG_BYTES: Final = 256 * 1024
-"""Messages beyond this are decoded and encoded aside, so that nobody else waits for it."""
+BIG_BYTES: Final = AT_ONCE.bytes
+"""Messages beyond this, or of more values than may be decoded at once, are decoded and encoded aside."""
 
 _ASIDE: Final = ThreadPoolExecutor(2, "agentos-coding")
 """More would only take turns with the event loop: it waits longer for its own, the more there are."""
@@ -31,6 +32,18 @@ _ASIDE: Final = ThreadPoolExecutor(2, "agentos-coding")
 async def aside(work: Callable[..., _T], *args: Any) -> _T:
     """What `work` returns, which takes long; nobody waits for it but who asks."""
     return await asyncio.get_running_loop().run_in_executor(_ASIDE, work, *args)
+
+
+ReadArguments: TypeAlias = dict[str, Any] | AgentOSError
+"""Those of an action, or what is wrong with them."""
+
+
+def read_arguments(name: str, args: Sequence[Any]) -> ReadArguments:
+    """The arguments of an action that were decoded aside: reading them takes as long."""
+    try:
+        return actions.find(name).read_arguments(args)
+    except AgentOSError as error:
+        return error
 
 
 def weight(output: Any) -> int:
@@ -53,8 +66,10 @@ class Calls:
         self._metrics = metrics
         self._previews = previews
 
-    async def perform(self, actor: Actor, name: str, args: Sequence[Any], origin: str) -> Any:
-        """Run action `name`; `origin` is where the client reaches the server.
+    async def perform(
+        self, actor: Actor, name: str, args: Sequence[Any], origin: str, read: ReadArguments | None = None
+    ) -> Any:
+        """Run action `name`; `origin` is where the client reaches the server, `read` its arguments, if they were read.
 
         Raises AgentOSError as the action does; anything else is a defect of ours, and logged.
         """
@@ -64,7 +79,9 @@ class Calls:
         try:
             action = actions.find(name)
             label = action.name
-            arguments = action.read_arguments(args)
+            if isinstance(read, AgentOSError):
+                raise read
+            arguments = action.read_arguments(args) if read is None else read
             if action.target == "actor":
                 output = await self._of_actor(actor, action.method, arguments, origin)
             else:

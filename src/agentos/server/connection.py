@@ -10,7 +10,7 @@ from typing import Any
 
 from agentos.actor import Actor
 from agentos.errors import AgentOSError, InternalError, InvalidRequest
-from agentos.server.calls import BIG_BYTES, Calls, aside, weight
+from agentos.server.calls import BIG_BYTES, Calls, ReadArguments, aside, read_arguments, weight
 from agentos.server.events import Subscriber
 from agentos.server.http import Receive, Send
 from agentos.server.metrics import Metrics
@@ -20,7 +20,7 @@ from agentos.wire.connection import CANCEL, ActionCalled, Received, Refused, Ser
 from agentos.wire.encodings import Encoding, Frame
 from agentos.wire.failures import DESTROYED, MALFORMED, Close
 from agentos.wire.keys import serialize_key
-from agentos.wire.malformed import MalformedMessage
+from agentos.wire.malformed import AT_ONCE, MalformedMessage
 from agentos.wire.messages import ActorSpecifier
 from agentos.wire.positions import RESUME, read_resumption
 
@@ -114,28 +114,41 @@ class Connection:
             message = await self._receive()
             if message["type"] == "websocket.disconnect":
                 return None
-            text = message.get("text")
-            frame = text if text is not None else message["bytes"]
+            frame = message.get("text")
+            if frame is None:
+                frame = message["bytes"]
+            read: ReadArguments | None = None
             try:
                 if len(frame) > BIG_BYTES:
-                    received = await aside(self._core.receive, frame)
+                    received, read = await aside(self._look_into, frame)
                 else:
-                    received = self._core.receive(frame)
+                    try:
+                        received = self._core.receive(frame, AT_ONCE)
+                    except MalformedMessage:
+                        received, read = await aside(self._look_into, frame)
             except MalformedMessage:
                 return MALFORMED
-            self._heed(received)
+            self._heed(received, read)
+            del message, frame, received, read  # which an idle connection would keep
             looked_at += 1
             if looked_at % _FRAMES_AT_ONCE == 0:
                 await asyncio.sleep(0)
             if outgoing.unsent > most or outgoing.waiting > _MOST_UNSENT_FRAMES:
                 await outgoing.at_most(most, _MOST_UNSENT_FRAMES)
 
-    def _heed(self, received: Received | None) -> None:
+    def _look_into(self, frame: Frame) -> tuple[Received | None, ReadArguments | None]:
+        """What a frame says that takes long to decode, or is wrong."""
+        received = self._core.receive(frame)
+        if not isinstance(received, ActionCalled) or received.name in (RESUME, CANCEL):
+            return received, None
+        return received, read_arguments(received.name, received.args)
+
+    def _heed(self, received: Received | None, read: ReadArguments | None) -> None:
         if isinstance(received, ActionCalled) and received.name in (RESUME, CANCEL):
             do = self._resume if received.name == RESUME else self._cancel
             self._spawn(self._outgoing.send(self._answer(received, do)))
         elif isinstance(received, ActionCalled):
-            self._acting[received.id] = self._spawn(self._act(received))
+            self._acting[received.id] = self._spawn(self._act(received, read))
         elif isinstance(received, Refused):
             self._spawn(self._outgoing.send(self._core.fail(received.action_id, received.error)))
         elif isinstance(received, Subscribed):
@@ -167,10 +180,10 @@ class Connection:
         task.add_done_callback(self._tasks.pop)
         return task
 
-    async def _act(self, called: ActionCalled) -> None:
+    async def _act(self, called: ActionCalled, read: ReadArguments | None) -> None:
         try:
             try:
-                output = await self._calls.perform(self._actor, called.name, called.args, self._origin)
+                output = await self._calls.perform(self._actor, called.name, called.args, self._origin, read)
             finally:
                 # From here on it is answered, and not to be cancelled any more.
                 self._acting.pop(called.id, None)

@@ -12,7 +12,7 @@ from agentos.actor import Actor
 from agentos.actors import Actors
 from agentos.errors import AgentOSError, InternalError, InvalidRequest, LimitExceeded, VmNotFound
 from agentos.server.access import Access
-from agentos.server.calls import BIG_BYTES, Calls, aside, weight
+from agentos.server.calls import BIG_BYTES, Calls, ReadArguments, aside, read_arguments, weight
 from agentos.server.connection import Connection
 from agentos.server.http import (
     JSON_TYPE,
@@ -47,6 +47,7 @@ from agentos.wire.address import (
 from agentos.wire.encodings import JSON, Encoding, encode_value
 from agentos.wire.failures import COME_BACK, GOING_AWAY, Close, close_for, http_error, http_status
 from agentos.wire.keys import serialize_key
+from agentos.wire.malformed import AT_ONCE, MalformedMessage
 from agentos.wire.messages import ActorSpecifier, HttpActionRequest, HttpActionResponse
 from agentos.wire.terms import Terms, select_subprotocol, terms_of_headers, terms_of_subprotocols
 from agentos.wire.values import UNDEFINED
@@ -112,7 +113,8 @@ class Gateway:
                     f"{request.method}: an action is called with POST", method=request.method
                 )
             data = await request.body(self._settings, self._arriving)
-            call = await _decoded(encoding, data)
+            args, read = await _decoded(encoding, data, asked.name)
+            del data  # which would be kept as long as the action takes
             # Not before: answered while it still sends, a client loses the answer (RFC 9112, 9.6). Those that are
             # counted from here on are waited for.
             self._check_staying()
@@ -121,7 +123,7 @@ class Gateway:
             try:
                 with actor:
                     await actor.admit(terms.params)
-                    work = self._actions.perform(actor, asked.name, call.args, self._origin(request))
+                    work = self._actions.perform(actor, asked.name, args, self._origin(request), read)
                     output = await _until_gone(work, receive)
             finally:
                 self._calls -= 1
@@ -316,12 +318,22 @@ def _actor_headers(actor: Actor) -> Headers:
     return [(b"x-rivet-actor", actor.actor_id.encode())]
 
 
-async def _decoded(encoding: Encoding, data: bytes) -> HttpActionRequest:
+async def _decoded(
+    encoding: Encoding, data: bytes, action: str
+) -> tuple[tuple[Any, ...], ReadArguments | None]:
     if not data:
         raise InvalidRequest("the body is empty: wanted an object with args", argument="body")
-    if len(data) > BIG_BYTES:
-        return await aside(encoding.decode_body, HttpActionRequest, data)
-    return encoding.decode_body(HttpActionRequest, data)
+    if len(data) <= BIG_BYTES:
+        try:
+            return encoding.decode_body(HttpActionRequest, data, AT_ONCE).args, None
+        except MalformedMessage:
+            pass  # or too much to be decoded at once
+    return await aside(_looked_into, encoding, data, action)
+
+
+def _looked_into(encoding: Encoding, data: bytes, action: str) -> tuple[tuple[Any, ...], ReadArguments]:
+    args = encoding.decode_body(HttpActionRequest, data).args
+    return args, read_arguments(action, args)
 
 
 async def _encoded(encoding: Encoding, output: Any) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import resource
@@ -136,6 +137,9 @@ def serve(
     for one in sockets or ():
         if one.family != socket.AF_UNIX:
             _check_reach(one.getsockname()[0], server.application.settings)
+    # What is there stays: looking through it again and again is half of what collecting garbage takes.
+    gc.collect()
+    gc.freeze()
     server.run(sockets)
     if not server.started:
         raise SystemExit(3)

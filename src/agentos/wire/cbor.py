@@ -13,7 +13,7 @@ from typing import Any, Final
 from agentos.wire.cbor_forms import BYTES, NATIVE, PAIRS, PairsForm, Wide
 from agentos.wire.cbor_tags import NUMBER_ARRAYS, TAGS, element_size
 from agentos.wire.cbor_writer import dump, dumps
-from agentos.wire.malformed import Bounds, MalformedMessage, malformed, oversized
+from agentos.wire.malformed import NESTED, PAIRED, Bounds, MalformedMessage, malformed, oversized
 from agentos.wire.values import UNDEFINED, clean, whole
 
 __all__ = ["BYTES", "NATIVE", "PAIRS", "PairsForm", "dump", "dumps", "load", "wide"]
@@ -125,6 +125,7 @@ class _Reader:
             raise malformed("CBOR: arrays and maps are too deep inside one another")
         if major == 6:
             return self.tagged(size, depth - 1)
+        self.spend(NESTED if major == 4 or size < 0 else NESTED + PAIRED * size)
         if major == 4:
             return self.items(size, depth - 1) if size > 0 else self.endless(depth - 1) if size else []
         both = iter(self.items(size * 2, depth - 1, keyed=True) if size >= 0 else self.endless(depth - 1, 2))
@@ -167,8 +168,11 @@ class _Reader:
     def endless(self, depth: int, at_once: int = 1) -> list[Any]:
         """The values until a break; `at_once` is 2 for those of a map, of which every other one is a key."""
         found: list[Any] = []
+        paired = at_once == 2
         while not self.broken():
-            found += self.items(at_once, depth, keyed=at_once == 2)
+            if paired:
+                self.spend(PAIRED)
+            found += self.items(at_once, depth, keyed=paired)
         return found
 
     def chunks(self, major: int) -> list[bytes]:

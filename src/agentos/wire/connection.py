@@ -83,17 +83,19 @@ class ServerConnection:
         """The frame to send before any other: until then the client waits."""
         return self.encoding.encode_frame(Init(self.actor.actor_id, self.connection_id))
 
-    def receive(self, frame: Frame) -> Received | None:
+    def receive(self, frame: Frame, at_once: Bounds | None = None) -> Received | None:
         """What the client wants; None where a subscription changes nothing, as it was asked for twice.
 
-        Raises MalformedMessage where no answer can be given: close with `failures.MALFORMED` then.
+        Raises MalformedMessage where no answer can be given: close with `failures.MALFORMED` then. With `at_once`
+        it is a first look, within these bounds: where it raises, nothing was done, and one without may tell more.
         """
         try:
-            message = self.encoding.decode_to_server(frame, self._bounds)
+            message = self.encoding.decode_to_server(frame, at_once or self._bounds)
         except MalformedMessage as problem:
-            if problem.action_id is None or problem.action_id in self._in_flight:
+            if at_once or problem.action_id is None or problem.action_id in self._in_flight:
                 raise
-            return Refused(problem.action_id, problem)
+            # Its traceback holds what was decoded by then.
+            return Refused(problem.action_id, problem.with_traceback(None))
         if isinstance(message, ActionRequest):
             return self._call(message)
         change = self._subscribe if message.subscribe else self._unsubscribe

@@ -2,7 +2,8 @@
 
 A value that is too deep, too big or of a kind that the protocol does not know spoils one action, not the
 connection. The frame is passed over in one go, without recursion and without making anything of its values; it
-has to be whole, as what is cut off or garbled may say anything.
+has to be whole, as what is cut off or garbled may say anything. Of one that has too many values, those at its
+beginning are looked at: given clients write the id there.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ _JSON_TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[\]{}:,]|[^\s"\[\]{}:,]++', re
 
 
 def json_id(text: str, most: int) -> tuple[int, int] | None:
-    """Where the value begins and ends in a JSON frame of at most `most` tokens; None where there is none."""
+    """Where the value begins and ends in a JSON frame, of which `most` tokens are looked at; None: it is not there."""
     keys: list[str | None] = [None] * (len(_PATH) + 1)
     wanted = [None, *_PATH]
     depth, last, start, found = 0, "", -1, None
     for count, token in enumerate(_JSON_TOKEN.finditer(text)):
-        if count > most or (count and not depth):
+        if count > most:
+            return found
+        if count and not depth:
             return None
         word = token[0]
         if word in "]},":
@@ -41,17 +44,23 @@ def json_id(text: str, most: int) -> tuple[int, int] | None:
 
 
 def cbor_id(data: bytes, most: int) -> tuple[int, int] | None:
-    """The same in a CBOR frame of at most `most` values. The keys on the way are in their shortest form."""
+    """The same in a CBOR frame, of `most` values. The keys on the way are in their shortest form."""
     walk = _Walk(data, most)
     try:
-        found = walk.find([bytes((0x60 + len(key),)) + key.encode() for key in _PATH])
+        walk.find([bytes((0x60 + len(key),)) + key.encode() for key in _PATH])
+    except _TooMuch:
+        return walk.found
     except (_Garbled, IndexError):
         return None
-    return found if walk.at == len(data) else None
+    return walk.found if walk.at == len(data) else None
 
 
 class _Garbled(Exception):
-    """It is no CBOR, or too much."""
+    """It is no CBOR."""
+
+
+class _TooMuch(Exception):
+    """There are more values."""
 
 
 class _Walk:
@@ -61,14 +70,16 @@ class _Walk:
         self._data = data
         self._left = most
         self.at = 0
+        self.found: tuple[int, int] | None = None
 
-    def find(self, keys: list[bytes]) -> tuple[int, int] | None:
-        """Pass over the next value. Where in it is what lies under `keys`, one inside the other."""
+    def find(self, keys: list[bytes]) -> None:
+        """Pass over the next value. `found` is where in it is what lies under `keys`, one inside the other."""
         start = self.at
         if not keys or self._data[start] >> 5 != 5:
             self._skip()
-            return None if keys else (start, self.at)
-        found = None
+            self.found = None if keys else (start, self.at)
+            return
+        self.found = None
         _, size = self._head()
         while size:
             if size < 0 and self._data[self.at] == 0xFF:
@@ -77,11 +88,10 @@ class _Walk:
             start = self.at
             self._skip()
             if self._data[start : self.at] == keys[0]:
-                found = self.find(keys[1:])
+                self.find(keys[1:])
             else:
                 self._skip()
             size -= 1
-        return found
 
     def _skip(self) -> None:
         inside = [1]
@@ -112,7 +122,9 @@ class _Walk:
         self.at += 1
         self._left -= 1
         major, info = head >> 5, head & 31
-        if self._left < 0 or 28 <= info <= 30:
+        if self._left < 0:
+            raise _TooMuch
+        if 28 <= info <= 30:
             raise _Garbled
         if info < 24:
             return major, info

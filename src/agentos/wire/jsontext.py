@@ -6,13 +6,15 @@ import json
 import math
 import re
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from agentos.errors import InvalidRequest
-from agentos.wire.malformed import Bounds, malformed, oversized
+from agentos.wire.malformed import NESTED, PAIRED, Bounds, malformed, oversized
 from agentos.wire.values import Form, clean, encode_tree, whole
 
-_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_INSIDE = re.compile(r'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+_PIECE: Final = 1024 * 1024
+"""Characters that are looked at in one call: while one lasts, no other thread goes on."""
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89abcdefABCDEF]")
 
 
@@ -74,12 +76,44 @@ def _decode(data: bytes) -> str:
 
 def _check_items(text: str, most: int) -> None:
     """Refuse before parsing: an empty object takes 2 bytes here, and 64 in memory."""
-    if _separators(text) > most and _separators(_STRING.sub("", text)) > most:
+    if 1 + _items(text, 0, len(text)) > most and _more_than(most, text):
         raise malformed(f"JSON: more than {most} values in one message")
 
 
-def _separators(text: str) -> int:
-    return text.count(",") + text.count(":") + text.count("[") + text.count("{") + 1
+def _items(text: str, start: int, end: int) -> int:
+    """How many values the characters from `start` to `end` stand for, none of them being in a string."""
+    found = 0
+    for at in range(start, end, _PIECE):
+        to = min(at + _PIECE, end)
+        arrays = text.count("[", at, to) + text.count("{", at, to)
+        found += text.count(",", at, to) + (1 + PAIRED) * text.count(":", at, to) + (1 + NESTED) * arrays
+    return found
+
+
+def _more_than(most: int, text: str) -> bool:
+    """Whether there are more than so many values outside of strings, or so many strings."""
+    at, strings, items, size = 0, 0, 1, len(text)
+    while max(items, strings) <= most:
+        start = text.find('"', at)
+        items += _items(text, at, start if start >= 0 else size)
+        if start < 0:
+            return items > most
+        at, strings = _after_string(text, start + 1), strings + 1
+    return True
+
+
+def _after_string(text: str, at: int) -> int:
+    """Where the string ends in which `at` is; where the text does, if it ends in there."""
+    size = len(text)
+    while at < size:
+        found = _INSIDE.match(text, at, at + _PIECE)
+        end = at if found is None else found.end()
+        if end < size and text[end] == '"':
+            return end + 1
+        if end == at:  # half of an escape, at the end of all
+            break
+        at = end
+    return size
 
 
 def _number(text: str) -> float | int:

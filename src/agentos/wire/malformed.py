@@ -7,6 +7,7 @@ or raises MalformedMessage; it takes time in proportion to their number and memo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from agentos.errors import InvalidRequest
 
@@ -31,15 +32,23 @@ class Bounds:
     bytes: int
     """Size as it comes over the wire."""
     items: int
-    """Values in it, each member of an array, key and value of a map counted."""
+    """Values in it, each member of an array, key and value of a map counted; what takes more, as more."""
     depth: int
     """Arrays and maps inside one another."""
 
 
+NESTED: Final = 3
+"""What an array or a map counts besides the one value that it is."""
+PAIRED: Final = 6
+"""What a key of a map and its value count besides the two values that they are."""
+
 FROM_CLIENT = Bounds(bytes=512 * 1024 * 1024, items=1_000_000, depth=64)
 """For what a client sends. The transport should refuse frames sooner; this is the last line."""
 
-FROM_SERVER = Bounds(bytes=1024 * 1024 * 1024, items=16_000_000, depth=256)
+AT_ONCE = Bounds(bytes=256 * 1024, items=10_000, depth=64)
+"""For what may be decoded while others wait: it takes some milliseconds at most. What is more is no error."""
+
+FROM_SERVER = Bounds(bytes=1024 * 1024 * 1024, items=64_000_000, depth=256)
 """For what a server sends: a process tree is deep and a directory listing long."""
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from agentos.wire.malformed import MalformedMessage, unwanted
-from agentos.wire.messages import FIELDS, ActorSpecifier, Field, Kind
+from agentos.wire.messages import FIELDS, ActionRequest, ActorSpecifier, Field, Kind
 from agentos.wire.values import UNDEFINED, Form, encode_tree, revive
 
 _Message = TypeVar("_Message")
@@ -41,6 +41,8 @@ _BY_NAME = {
     kind: tuple(sorted((field for field in fields if field.attribute), key=lambda field: field.wire))
     for kind, fields in FIELDS.items()
 }
+_BY_NAME[ActionRequest] = FIELDS[ActionRequest]
+"""Its id comes first: what follows may be too much to be looked at, and is to be answered all the same."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,8 @@ _DIGITS: Final = 1000
 _BIGGEST: Final = 10**_DIGITS
 _DECIMAL = re.compile(rf"-?[0-9]{{1,{_DIGITS}}}\Z")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_PIECE: Final = 1024 * 1024
+"""Characters that are converted in one call: while one lasts, no other thread goes on. Whole groups of base64."""
 _URL_SAFE = str.maketrans("-_", "+/")
 
 
@@ -154,7 +156,8 @@ def clean(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        return _LONE_SURROGATE.sub("\ufffd", text)
+        pieces = (text[at : at + _PIECE] for at in range(0, len(text), _PIECE))
+        return "".join([_LONE_SURROGATE.sub("\ufffd", piece) for piece in pieces])
     return text
 
 
@@ -226,8 +229,14 @@ def decode_base64(text: str, name: str) -> bytes:
     """The bytes of base64 `text`, in either alphabet, padded or not. `name` is for the error."""
     if "-" in text or "_" in text:
         text = text.translate(_URL_SAFE)
+    text += "=" * (-len(text) % 4)
     try:
-        return binascii.a2b_base64(text + "=" * (-len(text) % 4), strict_mode=True)
+        if len(text) <= _PIECE:
+            return binascii.a2b_base64(text, strict_mode=True)
+        if "=" in text[:-2]:
+            raise ValueError
+        pieces = (text[at : at + _PIECE] for at in range(0, len(text), _PIECE))
+        return b"".join([binascii.a2b_base64(piece, strict_mode=True) for piece in pieces])
     except ValueError:  # also for text that is not ASCII
         raise unwanted(name, text, "base64 text") from None
 

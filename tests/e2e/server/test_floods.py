@@ -41,7 +41,10 @@ def masked(frame: Frame, head: int = 0x82) -> bytes:
     """A frame as clients send it."""
     data = frame.encode() if isinstance(frame, str) else frame
     size = len(data)
-    length = bytes((0x80 | size,)) if size < 126 else b"\xfe" + struct.pack("!H", size)
+    if size < 126:
+        length = bytes((0x80 | size,))
+    else:
+        length = b"\xfe" + struct.pack("!H", size) if size < 1 << 16 else b"\xff" + struct.pack("!Q", size)
     return bytes((head,)) + length + MASK + data
 
 
@@ -201,9 +204,32 @@ def parts_of_a_byte() -> bytes:
     return masked(b"x", 0x02) + masked(b"x", 0x00) * 1_000_000
 
 
+def slow_to_decode() -> bytes:
+    """Short frames of a great many values."""
+    blobs = [
+        b"\x9a\x00\x03\xd0\x90" + b"\xa0" * 250_000,
+        b"\x9a\x00\x00\x1f\x40" + (b"\x81" * 30 + b"\x80") * 8000,
+        b"\x9a\x00\x01\xd4\xc0" + b"\xc1\x00" * 120_000,
+    ]
+    head = b"\x04\x00\x00\x05\x04exec"
+    sized = [
+        head + bytes((len(one) & 127 | 128, len(one) >> 7 & 127 | 128, len(one) >> 14)) + one for one in blobs
+    ]
+    return b"".join(masked(one) for one in sized) * 10
+
+
 @pytest.mark.parametrize(
     "flood",
-    [unknown_actions, quick_actions, commands, subscriptions, pings, empty_parts, parts_of_a_byte],
+    [
+        slow_to_decode,
+        unknown_actions,
+        quick_actions,
+        commands,
+        subscriptions,
+        pings,
+        empty_parts,
+        parts_of_a_byte,
+    ],
 )
 def test_frames_without_reading(flooded: Any, flood: Callable[[], bytes]) -> None:
     """What one connection is sent and does not take is bounded, in bytes and in frames; also when it ends."""

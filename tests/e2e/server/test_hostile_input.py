@@ -391,6 +391,65 @@ def test_an_action_that_cannot_be_read_is_refused_by_itself(server: Any, name: s
             assert side.ask(websocket, 6 + number, "exists", "/") == ActionResponse(6 + number, True)
 
 
+@encodings
+def test_an_action_of_too_many_values_is_refused_by_itself(server: Any, name: str) -> None:
+    """A message of more values than any action needs; over HTTP and over a WebSocket, which goes on."""
+    side = Side(server, ENCODINGS[name])
+    with undisturbed(server), side.connect() as websocket:
+        for number, many in enumerate(
+            ([0] * 1_000_001, [[]] * 300_000, {str(one): 0 for one in range(200_000)})
+        ):
+            answer = side.ask(websocket, 2 * number, "exec", "true", many)
+            assert isinstance(answer, Error)
+            assert (answer.action_id, answer.group, answer.code) == (2 * number, "request", "invalid")
+            assert "values in one message" in answer.message
+            refused(side.call("exec", "true", many), 400, "request.invalid")
+            alive = 2 * number + 1
+            assert side.ask(websocket, alive, "exists", "/") == ActionResponse(alive, True)
+
+
+@encodings
+def test_what_is_big_and_right(server: Any, name: str) -> None:
+    """A thousand files, tens of thousands of arguments, a Buffer that JSON has number by number; in their order."""
+    side = Side(server, ENCODINGS[name])
+    files = [{"path": f"many/{number}", "content": "x" * 300} for number in range(1000)]
+    numbers = {"type": "Buffer", "data": [7] * 900_000}
+    with undisturbed(server), side.connect() as websocket:
+        answer = side.ask(websocket, 1, "execFile", "wc", ["-c", *["x"] * 50_000])
+        assert isinstance(answer, ActionResponse), answer
+        assert answer.output["exitCode"] == 1
+        assert side.ask(websocket, 2, "mkdir", "many", {"recursive": True}) == ActionResponse(2, None)
+        answer = side.ask(websocket, 3, "writeFiles", files)
+        assert isinstance(answer, ActionResponse)
+        assert all(one["success"] for one in answer.output)
+        assert side.ask(websocket, 4, "writeFile", "buffer", numbers) == ActionResponse(4, None)
+        answer = side.ask(websocket, 5, "stat", "buffer")
+        assert isinstance(answer, ActionResponse)
+        assert answer.output["size"] == 900_000
+        answer = side.ask(websocket, 6, "spawn", "cat")
+        assert isinstance(answer, ActionResponse)
+        pid = answer.output["pid"]
+        for number in range(20):  # big ones and small ones, not waited for
+            data = str(number % 10) * (300_000 if number % 2 else 1)
+            websocket.send(
+                side.encoding.encode_frame(ActionRequest(10 + number, "writeProcessStdin", (pid, data)))
+            )
+        answers = [side.encoding.decode_to_client(websocket.recv(timeout=10)) for _ in range(20)]
+        assert all(isinstance(one, ActionResponse) for one in answers), answers
+        assert side.ask(websocket, 40, "closeProcessStdin", pid) == ActionResponse(40, None)
+        assert side.ask(websocket, 41, "waitProcess", pid) == ActionResponse(41, 0)
+        written, cursor = "", 0
+        while True:
+            page = side.ask(websocket, 42 + cursor, "readProcessOutput", pid, {"cursor": cursor})
+            assert isinstance(page, ActionResponse)
+            written += "".join(one["data"].decode() for one in page.output["events"])
+            if page.output["cursor"] == cursor:
+                break
+            cursor = page.output["cursor"]
+        runs = "".join(one for at, one in enumerate(written) if not at or written[at - 1] != one)
+        assert (len(written), runs) == (10 + 10 * 300_000, "01234567890123456789")
+
+
 def upgraded(server: Any) -> socket.socket:
     """A raw socket on which the handshake is done and Init has come."""
     raw = socket.create_connection(("127.0.0.1", server.port))

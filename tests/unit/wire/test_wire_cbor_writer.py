@@ -61,12 +61,12 @@ def test_part_of_a_message() -> None:
 @pytest.mark.parametrize(
     ("text", "items"),
     [
-        ("83010203", 4), ("9f010203ff", 5), ("a201020304", 5), ("bf01020304ff", 6), ("c11a514b67b0", 2),
-        ("8181818101", 5), ("8240f6", 3), ("d8454401000200", 4),
+        ("83010203", 7), ("9f010203ff", 8), ("a201020304", 20), ("bf01020304ff", 21), ("c11a514b67b0", 2),
+        ("8181818101", 17), ("8240f6", 6), ("d8454401000200", 4), ("80", 4), ("a0", 4), ("9fff", 5),
     ],
 )  # fmt: skip
 def test_items_are_counted(text: str, items: int) -> None:
-    """Each value counts, in arrays and maps of known and of unknown length: one less is too few."""
+    """Each value counts; arrays, maps and what is in these for more, whether or not they say how much there is."""
     data = bytes.fromhex(text)
     cbor.load(data, Bounds(bytes=100, items=items, depth=9))
     with pytest.raises(MalformedMessage, match="too many values"):

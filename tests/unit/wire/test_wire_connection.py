@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,7 @@ from agentos.wire import connection as server_side
 from agentos.wire.client_connection import ClientConnection, Completed, EventArrived, Failed, Opened
 from agentos.wire.connection import ActionCalled, Refused, ServerConnection, Subscribed, Unsubscribed
 from agentos.wire.encodings import BARE_BYTES, CBOR, ENCODINGS, JSON, Encoding, Frame
-from agentos.wire.malformed import MalformedMessage
+from agentos.wire.malformed import AT_ONCE, FROM_CLIENT, MalformedMessage
 from agentos.wire.messages import ActionRequest, ActorSpecifier, Error, Init, SubscriptionRequest
 
 ACTOR = ActorSpecifier("abc", 1, "my-agent")
@@ -230,6 +231,61 @@ def test_what_cannot_be_read_spoils_its_action_alone(name: str) -> None:
     assert isinstance(server.receive(_request(ENCODINGS[name], 3)), ActionCalled)
     with pytest.raises(MalformedMessage):  # now its id is in use
         server.receive(_calls(3)[name][0])
+
+
+FEW = replace(FROM_CLIENT, items=30_000)
+
+
+def _too_many(number: int) -> dict[str, list[Frame]]:
+    """Frames by encoding that call an action of this id with more values than a client may send."""
+    count = 2 * FEW.items
+    frames: dict[str, list[Frame]] = {}
+    for name, one in ENCODINGS.items():
+        frame = one.encode_frame(ActionRequest(number, "exec", (0,)))
+        if isinstance(frame, str):
+            head, tail = frame[: frame.index("[0]")], frame[frame.index("[0]") + 3 :]
+            frames[name] = [
+                f"{head}[0{more * count}]{tail}" for more in (",0", ",[]", ',""', ',"a,b:[{"', ',{"":0}')
+            ]
+        else:
+            blobs = [
+                b"\x9a" + count.to_bytes(4, "big") + value * count
+                for value in (b"\x00", b"\x80", b"\x60", b"\xa0")
+            ]
+            blobs += [
+                b"\x9f" + b"\x81" * 50 + b"\x00" * count + b"\xff",
+                b"\x81\xba" + b"\x00\x00\xff\xff" + b"\x00" * 2**17,
+            ]
+            if name == "bare":
+                frames[name] = [frame[: frame.index(b"exec") + 4] + _sized(blob) for blob in blobs]
+            else:
+                frames[name] = [frame.replace(b"\x81\x00", blob) for blob in blobs]
+    return frames
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_too_many_values_spoil_their_action_alone(name: str) -> None:
+    """The id stands where given clients write it, and ours: before what is too much."""
+    server = ServerConnection(ENCODINGS[name], ACTOR, "conn-1", FEW)
+    for frame in _too_many(3)[name]:
+        with pytest.raises(MalformedMessage):
+            server.receive(frame, AT_ONCE)
+        refused = server.receive(frame)
+        assert isinstance(refused, Refused), frame[:200]
+        assert refused.action_id == 3
+        assert "values" in refused.error.message
+    assert isinstance(server.receive(_request(ENCODINGS[name], 3)), ActionCalled)
+
+
+def test_a_first_look_changes_nothing(encoding: Encoding) -> None:
+    """What is too much for it is taken by the second one."""
+    server = _server(encoding)
+    frame = encoding.encode_frame(ActionRequest(1, "exec", ([0] * AT_ONCE.items,)))
+    with pytest.raises(MalformedMessage):
+        server.receive(frame, AT_ONCE)
+    assert not server.in_flight
+    assert isinstance(server.receive(frame), ActionCalled)
+    assert isinstance(server.receive(_request(encoding, 2), AT_ONCE), ActionCalled)
 
 
 def test_an_id_in_use_is_beyond_answering(encoding: Encoding) -> None:

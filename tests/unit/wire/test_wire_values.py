@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import math
 from datetime import UTC, datetime
 from typing import Any
@@ -13,7 +15,7 @@ from agentos.wire import cbor, jsontext
 from agentos.wire.encodings import BARE, CBOR, ENCODINGS, JSON
 from agentos.wire.malformed import FROM_CLIENT, FROM_SERVER, Bounds, MalformedMessage, malformed
 from agentos.wire.messages import ActionResponse, HttpActionRequest, HttpActionResponse
-from agentos.wire.values import SAFE_INTEGER, UNDEFINED, revive
+from agentos.wire.values import SAFE_INTEGER, UNDEFINED, clean, decode_base64, revive
 
 
 def _json(text: str) -> Any:
@@ -301,6 +303,46 @@ def test_items_are_bounded() -> None:
     for load in (jsontext.load, cbor.load):
         with pytest.raises(MalformedMessage):
             load(b"1" * 10_001, bounds)
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ("[0,0]", 1 + 4 + 1), ('{"a":0}', 1 + 4 + 7), ('["a,b:[{","\\",[",0]', 1 + 4 + 2), ("[[],{}]", 1 + 12 + 1),
+        ('"' + ",\\\\" * 700_000 + '"', 1), ('"' + ",\\n" * 700_000 + '"', 1), ('"' + ",é" * 700_000 + '"', 1),
+        ('["' + "x" * (2**20 - 3) + '\\",,","' + "," * 2**20 + '"]', 1 + 4 + 1),
+        ("[" + " " * 2**20 + "0," + " " * 2**20 + "0]", 1 + 4 + 1),
+    ],
+    ids=range(9),
+)  # fmt: skip
+def test_items_of_json_are_counted(text: str, items: int) -> None:
+    """What is in strings does not count, wherever the text is cut to be looked at piece by piece."""
+    json.loads(text)
+    jsontext.load(text, Bounds(bytes=10**8, items=items, depth=9))
+    with pytest.raises(MalformedMessage, match="values"):
+        jsontext.load(text, Bounds(bytes=10**8, items=items - 1, depth=9))
+
+
+@pytest.mark.parametrize("text", ['"abc', '"abc\\', '["a", "' + "\\" * 11, '"' * 11, '",' * 11, '"\\'])
+def test_strings_without_an_end_are_counted_to_the_end(text: str) -> None:
+    """However the text ends, that is malformed, and found in no more time than it takes to look at it once."""
+    for items in (1, 3, 100):
+        with pytest.raises(MalformedMessage):
+            jsontext.load(text + "," * 5, Bounds(bytes=10**8, items=items, depth=9))
+
+
+def test_long_base64_and_long_text() -> None:
+    """Converted piece by piece, they are what they are when they are short."""
+    data = bytes(range(256)) * 8192
+    for size in (2**20 * 3 // 4, 2**20 * 3 // 4 + 1, 2**20, len(data)):
+        text = base64.b64encode(data[:size]).decode()
+        assert decode_base64(text, "x") == data[:size]
+        assert decode_base64(text.rstrip("="), "x") == data[:size]
+    for broken in ("A" * 2**20 + "=AAA", "AA==" + "A" * 2**20, "A" * 2**20 + "A", "A" * 2**20 + "é==="):
+        with pytest.raises(MalformedMessage):
+            decode_base64(broken, "x")
+    long = "\ud800x" * (2**20 + 1)
+    assert clean(long) == "\ufffdx" * (2**20 + 1)
 
 
 def test_hashes_cannot_be_chosen() -> None:
