@@ -7,6 +7,8 @@ import atexit
 import contextlib
 import os
 import threading
+import warnings
+from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 from agentos.errors import BootFailed
@@ -26,7 +28,8 @@ class Host:
 
     A VM in the pool costs what an idle VM costs; taking one makes room for the next, which boots in the
     background. Usable from any number of event loops and threads, one after another or at once. If its zygote is
-    killed its VMs end, and the next one is made by another zygote.
+    killed its VMs end, and the next one is made by another zygote. One that nobody has any more without having closed
+    it ends by itself, with a ResourceWarning.
 
     `exited_log_bytes` and `lossless_bytes` bound for all its VMs of one event loop together what the limits of these
     names bound for each.
@@ -42,6 +45,12 @@ class Host:
         self.vms: set[VM] = set()
         self.traffic = Traffic()
         """What its VMs have had of the network."""
+
+    def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
+        factory: Factory | None = getattr(self, "_factory", None)
+        if factory is not None and factory.open:
+            warn(f"unclosed host {self!r}", ResourceWarning, source=self)
+            factory.drop()
 
     async def __aenter__(self) -> Host:
         await self.ready()

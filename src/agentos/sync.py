@@ -685,7 +685,8 @@ class Host(Twin[AsyncHost]):
 
     A VM in the pool costs what an idle VM costs; taking one makes room for the next, which boots in the
     background. Usable from any thread. If its zygote is
-    killed its VMs end, and the next one is made by another zygote.
+    killed its VMs end, and the next one is made by another zygote. One that nobody has any more without having closed
+    it ends by itself, with a ResourceWarning.
 
     `exited_log_bytes` and `lossless_bytes` bound for all its VMs of one event loop together what the limits of these
     names bound for each.

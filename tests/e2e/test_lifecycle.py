@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import re
@@ -260,6 +261,65 @@ def test_many_vms_come_and_go(run: Any) -> None:
             assert len(descendants(os.getpid())) == processes
 
     run(main)
+
+
+def test_a_host_that_is_dropped_ends(run: Any) -> None:
+    """Its zygote too, and what that has ready, and what it was to hold; dropping a closed one says nothing."""
+
+    async def main() -> None:
+        before = descendants(os.getpid())
+        async with Host() as closed:
+            pass
+        del closed
+        host = Host(pool=1)
+        await host.ready()
+        await host.hold("this", 0)
+        async with VM(host=host) as vm:
+            await still_works(vm)
+        del vm
+        await asyncio.sleep(0.1)  # its last timer has it until then
+        gc.collect()
+        left = sorted(set(descendants(os.getpid())) - set(before))
+        assert left
+        with pytest.warns(ResourceWarning, match="unclosed host <agentos.host.Host"):
+            del host
+        await ended(left)
+
+    run(main)
+
+
+FORKED = """
+import asyncio, gc, os
+from agentos import VM, Host
+async def main():
+    global host
+    host = Host()
+    async with VM(host=host) as vm:
+        child = os.fork()
+        if not child:
+            host.vms.clear()
+            host.__del__()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        print((await vm.exec("echo alive")).stdout, end="")
+    await host.close()
+asyncio.run(main())
+"""
+
+
+def test_a_forked_process_drops_nothing_of_its_parents() -> None:
+    """It has the same host, and its VMs, only in name."""
+    command = [
+        sys.executable,
+        "-W",
+        "ignore::DeprecationWarning",
+        "-W",
+        "error::ResourceWarning",
+        "-c",
+        FORKED,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("alive\n", "", 0)
 
 
 def test_when_a_vm_is_closed_nothing_of_it_runs(run: Any) -> None:

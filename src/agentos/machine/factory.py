@@ -42,6 +42,7 @@ class Factory:
         self.disks = Disks()
         self._names = itertools.count(1)
         self._held: dict[str, int] = {}
+        self._dropped = False
         self._abandoned: list[str] = []
         """Storage of VMs that nobody has asked for, to be deleted: of no more than the pool has had ready."""
 
@@ -76,6 +77,8 @@ class Factory:
                 first, self.zygote = self.zygote is None, zygote
             if first:
                 self.pool = Pool(self._make, self._abandon)
+            if self._dropped:
+                zygote.drop()
         if first and self.pool_size:
             self.pool.keep(VmSpec(), self.pool_size)
             self.pool.fill()
@@ -182,11 +185,20 @@ class Factory:
             self.discard(self.pool.close())
             with self._lock:
                 zygote, self.zygote = self.zygote, None
-                for fd in self._held.values():
-                    os.close(fd)
-                self._held.clear()
+                self._let_go_of_held()
             if zygote is not None:
                 zygote.close()
+
+    @property
+    def open(self) -> bool:
+        """Whether it is this process's to close."""
+        return self.zygote is not None and self.zygote.ours
+
+    def drop(self) -> None:
+        """As `close`, but soon, and without waiting for anything: whoever could close it has forgotten it."""
+        self._dropped = True
+        if self.zygote is not None:
+            self.zygote.drop()
 
     def replenish(self) -> None:
         """Have ready again what the pool is to have ready. Blocks."""
@@ -214,8 +226,16 @@ class Factory:
 
     def _empty_pool(self) -> None:
         """The zygote has ended. What its VMs had on disk is for the next one to delete."""
-        for raw in self.pool.empty():
+        for raw in self.pool.close() if self._dropped else self.pool.empty():
             self.pool.let_go(raw)
+        if self._dropped:
+            with self._lock:
+                self._let_go_of_held()
+
+    def _let_go_of_held(self) -> None:
+        for fd in self._held.values():
+            os.close(fd)
+        self._held.clear()
 
 
 def _request(name: str, spec: VmSpec, plan: list[Any]) -> Message:

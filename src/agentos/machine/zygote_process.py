@@ -53,6 +53,9 @@ class ZygoteProcess:
         self._vms: set[Remains] = set()
         self._on_end = on_end
         self._closed = False
+        self._dropped = False
+        self._seen_to = False
+        self._owner = os.getpid()
         self._ended = False
         """Whether somebody has seen a sign of its end."""
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -132,6 +135,9 @@ class ZygoteProcess:
             cgroups.remove(self._scope)
         except OSError as error:  # the next zygote tries it again
             log.error("cgroups of VMs are left", extra={"pid": self.pid, "error": str(error)})
+        self._seen_to = True
+        if self._dropped:
+            self._control.close()
 
     def join(self) -> None:
         """Block until nothing is left of a zygote that has ended, or is ending."""
@@ -148,6 +154,21 @@ class ZygoteProcess:
             except OSError:
                 pass  # it has ended already
         self.join()
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is this process's, and not that of one which this process was forked from."""
+        return os.getpid() == self._owner
+
+    def drop(self) -> None:
+        """As `close`, but its thread does the rest: nothing here waits, for a lock neither, as garbage is collected."""
+        self._dropped = self._closed = True
+        try:
+            self._control.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it has ended already
+        if self._seen_to:
+            self._control.close()
 
 
 def closed() -> BootFailed:
