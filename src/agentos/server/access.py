@@ -17,6 +17,7 @@ from agentos.server.http import Headers, Request
 from agentos.server.settings import Settings, is_loopback
 
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:@/\\\[\]\s]+)(?::[0-9]{1,5})?")
+_SHOW_TOKEN: Final = "--token, or AGENTOS_TOKEN; over HTTP the header `Authorization: Bearer TOKEN`"
 
 
 class Access:
@@ -30,7 +31,7 @@ class Access:
         """Raise Unauthorized unless the request may be served. `tokens` are those it shows, any of which will do."""
         if self._token is not None:
             if not self._shows(tokens):
-                raise Unauthorized("a valid token is needed")
+                raise Unauthorized("a valid token is needed", remedy=_SHOW_TOKEN)
             return
         if not self._is_local(request.peer):
             raise Unauthorized("from another machine, this server is used with a token")

@@ -684,7 +684,7 @@ def test_a_server_with_a_token(start: Callable[..., AbstractContextManager[str]]
             for wrong in ({}, {"AGENTOS_TOKEN": "wrong-horse"}):
                 done = run(*line, **wrong)
                 assert (done.returncode, done.stdout) == (failed, b""), line
-                assert done.stderr == b"agentos: a valid token is needed\n", line
+                assert done.stderr.startswith(b"agentos: a valid token is needed\nagentos: --token, "), line
             done = run(*line, **shown)
             assert (done.returncode, done.stderr) == (0, b""), line
 
