@@ -110,7 +110,7 @@ def test_a_burst_stays_within_the_bound_and_says_what_it_dropped(in_vm: Any) -> 
         assert received + skipped == GIB
         assert skipped > 0
         assert await process.wait() == 0
-        assert peak_rss_bytes() - before < 24 * MIB
+        assert peak_rss_bytes() - before < 12 * MIB
 
     in_vm(body, limits=Limits(log_bytes=4 * MIB), limit=55)
 

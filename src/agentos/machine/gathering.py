@@ -18,7 +18,7 @@ _PIPE_BYTES = 512 * 1024
 _MOST_READS = 256
 _MISSES = 3
 """Reads in a row that find nothing: the writer is about to write its next page."""
-_ONCE_FREED_BYTES = 16 * 1024 * 1024
+_ONCE_FREED_BYTES = 8 * 1024 * 1024
 
 _buffers = threading.local()
 

@@ -243,7 +243,9 @@ class OutputLog:
         while self._cost > self.max_bytes and len(self._blocks) - self._first > 1:
             if self.lossless and self._first >= self._unread:
                 break
-            self._cost -= self._blocks[self._first].cost
+            dropped = self._blocks[self._first]
+            self._cost -= dropped.cost
+            dropped.data = b""  # the block itself goes later, with others
             self._first += 1
         self.start = self._blocks[self._first].position
         if self._first > 64 and self._first * 2 > len(self._blocks):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -180,6 +181,18 @@ def test_following_ends_with_the_output() -> None:
         assert b"".join(seen) == b"ab"
 
     run(scenario)
+
+
+def test_what_is_dropped_is_let_go_of_at_once() -> None:
+    """However large the pieces are: the bound is one of memory."""
+    tracemalloc.start()
+    try:
+        log = OutputLog(1_000_000)
+        for _ in range(50):
+            log.append("stdout", bytes(100_000))
+            assert tracemalloc.get_traced_memory()[0] < 1_300_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_lossless_log_says_when_it_is_full() -> None:
