@@ -29,8 +29,8 @@ log = logging.getLogger("agentos.server")
 _LONGEST_KEY: Final = 2048
 _LONGEST_NOTE: Final = 512
 _ENDING_SECONDS: Final = 60.0
-_CHOOSE_ANOTHER: Final = "choose another directory (--data-dir, or AGENTOS_DATA_DIR)"
 """How long the VMs of a server that was killed may take to end: what they wrote last is written out."""
+_CHOOSE_ANOTHER: Final = "choose another directory (--data-dir, or AGENTOS_DATA_DIR)"
 
 
 class Actors:
