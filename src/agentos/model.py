@@ -131,7 +131,11 @@ _BOUNDS = {
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A directory of the host that a VM sees. Read-only unless said otherwise."""
+    """A directory of the host that a VM sees. Read-only unless said otherwise.
+
+    As root, owners are the same inside as outside: what uid 1000 has on the host is the user agentos's in the VM, and
+    what root has is root's.
+    """
 
     host_path: str
     guest_path: str

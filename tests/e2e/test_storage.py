@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from e2e_support import as_root
 
-from agentos import VM, Host, Limits
+from agentos import VM, Host, Limits, Mount
 from agentos.errors import BootFailed, NoSpace
 from agentos.machine.disk import Disks
 from agentos.model import MIB, LimitReached, VmSpec
@@ -32,6 +32,26 @@ def test_files_outlive_the_vm(run: Any, tmp_path: Path) -> None:
         async with VM(storage=str(tmp_path / "kept")) as vm:
             result = await vm.exec("cat l /tmp/t; stat -c '%a %U %Y' f")
             assert result.stdout == "one\ntwo\n604 agentos 1000\n"
+
+    run(main)
+
+
+def test_directories_that_cannot_be_used(run: Any, tmp_path: Path) -> None:
+    """Of a storage and of a mount: the error names them, and says what would do."""
+
+    async def main() -> None:
+        cases: list[tuple[dict[str, Any], str]] = [
+            ({"mounts": [Mount(str(tmp_path / "none"), "/data")]}, "mounts"),
+            ({"storage": "/proc/none"}, "storage"),
+            ({"storage": "/dev/null"}, "storage"),
+        ]
+        for options, step in cases:
+            with pytest.raises(BootFailed) as caught:
+                await VM(**options).start()
+            named = options.get("storage", str(tmp_path / "none"))
+            assert str(named) in caught.value.message
+            assert caught.value.details["step"] == step
+            assert caught.value.details["remedy"].startswith("name a directory")
 
     run(main)
 

@@ -462,13 +462,14 @@ _REMEDIES = {
     12: "the host is out of memory or of a kernel resource",
     24: "raise the open files limit of the server (ulimit -n)",
 }
+_STEP_REMEDIES = {"storage": "name a directory that there is, or that can be made, on a disk with room"}
 
 
 def boot_error(message: Message) -> BootFailed:
     """The BootFailed for what zygote or init says: the step, errno and what to change on the host."""
     number = int(message.get("errno") or 0)
     step = str(message.get("step", "boot"))
-    remedy = _REMEDIES.get(number, "see `agentos doctor`")
+    remedy = _STEP_REMEDIES.get(step) or _REMEDIES.get(number, "see `agentos doctor`")
     return BootFailed(
         f"the VM could not be made: {step}: {message.get('text', '')}", step=step, errno=number, remedy=remedy
     )

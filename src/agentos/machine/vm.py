@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -157,6 +158,7 @@ class VM(ExecVerbs, BackgroundVerbs, ShellVerbs):
         """Raises BootFailed; ZygoteEnded where a second try may do."""
         factory = await host.ready()
         shell = BASH if self.spec.image is None else _shell_of(self.spec.image)
+        _look_at_mounts(self.spec)
         raw = factory.pool.take(self.spec) or await _create(factory, self.spec)
         if shell != BASH:
             self._shell = shell
@@ -382,3 +384,16 @@ def _shell_of(image: str) -> str:
             errno=error.errno or 0,
             remedy="name a directory with an unpacked root file system that the server may read",
         ) from None
+
+
+def _look_at_mounts(spec: VmSpec) -> None:
+    for mount in spec.mounts:
+        try:
+            os.close(os.open(mount.host_path, os.O_PATH | os.O_CLOEXEC))
+        except OSError as error:
+            raise BootFailed(
+                f"the mount {mount.host_path} cannot be used: {error.strerror}",
+                step="mounts",
+                errno=error.errno or 0,
+                remedy="name a directory that the host has, and that whoever boots the VM may reach",
+            ) from None
