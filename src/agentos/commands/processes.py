@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from agentos.actions import BY_METHOD
 from agentos.commands.execute import copy_output
 from agentos.commands.moments import parse_moment, seconds
-from agentos.commands.remote import add_key, add_vm_options, say, table, with_agent
+from agentos.commands.remote import add_key, add_vm_options, say, table, tell, with_agent
 from agentos.commands.stdio import write_chunk
 from agentos.conversions import write_value
 from agentos.errors import InvalidRequest, ProcessNotFound, WaitTimeout
@@ -70,10 +70,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     wait.add_argument(
         "--timeout", type=seconds, metavar="TIME", help="how long at most, for each: seconds, or 90s, 1h30m"
     )
+    wait.add_argument(
+        "--json", action="store_true", help="with signals, reasons and what they used, for programs"
+    )
     add_key(wait)
     wait.add_argument("pids", metavar="PID", type=process_id, nargs="+")
     wait.set_defaults(run=lambda arguments: with_agent(
-        arguments, lambda agent: _wait(agent, arguments.pids, arguments.timeout)))  # fmt: skip
+        arguments, lambda agent: _wait(agent, arguments.pids, arguments.timeout, as_json=arguments.json),
+    ))  # fmt: skip
     kill = subparsers.add_parser(
         "kill", help="end processes of a VM, or send them another signal",
         usage="agentos kill [options] [-SIGNAL] KEY PID [PID ...]",
@@ -114,14 +118,21 @@ async def _ps(agent: Agent, arguments: argparse.Namespace) -> int:
     return 0
 
 
-async def _wait(agent: Agent, pids: list[int], timeout: float | None) -> int:
+async def _wait(agent: Agent, pids: list[int], timeout: float | None, *, as_json: bool) -> int:
     code = 0
+    ended: list[SpawnedProcess] = []
     for pid in pids:
         try:
-            print(await agent.wait_process(pid, timeout=timeout), flush=True)
+            exit_code = await agent.wait_process(pid, timeout=timeout)
+            if as_json:
+                ended.append(await agent.get_process(pid))
+            else:
+                print(exit_code, flush=True)
         except (ProcessNotFound, WaitTimeout) as error:
-            say(error.message)
+            tell(error, as_json=as_json)
             code = 1
+    if as_json:
+        print(json.dumps(write_value(ended)))
     return code
 
 

@@ -385,6 +385,11 @@ def test_wait(cli: Cli, key: str) -> None:
     done = cli("wait", key, first, "99999", second)
     assert (done.returncode, done.stdout) == (1, b"7\n0\n")
     assert done.stderr == b"agentos: Process not found: 99999\n"
+    done = cli("wait", "--json", key, first, "99999", second)
+    assert done.returncode == 1
+    assert json.loads(done.stderr)["code"] == "process.not_found"
+    ended = [(one["pid"], one["exitCode"], one["reason"]) for one in json.loads(done.stdout)]
+    assert ended == [(int(first), 7, "exited"), (int(second), 0, "exited")]
 
 
 def test_logs_since(cli: Cli, key: str) -> None:
