@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Any
+from typing import Any, Final
 
+import uvicorn
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -34,6 +35,37 @@ connection ends without a word fails, and a WebSocket's client may never try aga
 
 BREAK_OFF = "agentos.break_off"
 """An ASGI extension: its `close` ends the connection after what was sent, so that half an answer stays half."""
+
+
+RELIED_ON: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
+    (
+        HttpToolsProtocol,
+        ("connection_made", "connection_lost", "data_received", "on_message_begin", "on_headers_complete",
+         "on_response_complete", "shutdown", "scope", "transport", "loop", "cycle", "pipeline", "flow"),
+    ),
+    (
+        WebSocketsSansIOProtocol,
+        ("connection_lost", "data_received", "send_receive_event_to_app", "handle_ping", "handle_cont", "receive",
+         "send", "shutdown", "conn", "transport", "loop", "queue", "frames", "read_paused", "writable", "close_sent",
+         "disconnected", "handshake_complete"),
+    ),
+)  # fmt: skip
+"""What is replaced or used here of uvicorn's protocols, which have nothing public for it: methods and attributes."""
+
+
+def check_reliance(relied_on: tuple[tuple[type, tuple[str, ...]], ...]) -> None:
+    """Raise ImportError where a protocol lacks what is relied on: a replacement that nobody calls would say nothing."""
+    for kind, names in relied_on:
+        there = {*dir(kind), *kind.__init__.__code__.co_names}  # type: ignore[misc]
+        missing = [one for one in names if one not in there]
+        if missing:
+            said = f"uvicorn {uvicorn.__version__} does not work with agentos: its {kind.__name__} has no "
+            raise ImportError(
+                f"{said}{', '.join(missing)}; install another version (see agentos's requirements)"
+            )
+
+
+check_reliance(RELIED_ON)
 
 
 class _Flow(FlowControl):
