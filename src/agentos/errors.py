@@ -39,6 +39,7 @@ A code's part before the dot is the wire's `group`, the rest its `code`.
 from __future__ import annotations
 
 import errno as errno_names
+import os
 import reprlib
 from collections.abc import Sequence
 from itertools import islice
@@ -76,15 +77,20 @@ class AgentOSError(Exception):
     """Base of all errors of agentos.
 
     `code` is stable and the same on every surface; `message` is for people; `details` holds
-    JSON values only and always enough to rebuild the error on the other side of a wire.
+    JSON values only and always enough to rebuild the error on the other side of a wire. One that is an OSError
+    has errno, strerror and filename too, where they are known.
     """
 
     code: ClassVar[str] = "internal.error"
+    _errno: ClassVar[int] = 0
+    """What an OSError's is where details have none."""
 
     def __init__(self, message: str, **details: Any) -> None:
         super().__init__(message)
         self.message = message
         self.details: dict[str, Any] = details
+        if isinstance(self, OSError):
+            _tell_as_the_system(self, details.get("errno", self._errno), details.get("path"))
 
     def __str__(self) -> str:
         return self.message
@@ -97,6 +103,13 @@ class AgentOSError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (error_from_code, (self.code, self.message, self.details))
+
+
+def _tell_as_the_system(error: OSError, number: object, path: object) -> None:
+    if isinstance(number, int) and number in errno_names.errorcode:
+        error.errno, error.strerror = number, os.strerror(number)
+    if isinstance(path, str):
+        error.filename = path
 
 
 class InternalError(AgentOSError):
@@ -209,6 +222,7 @@ class StdinClosed(AgentOSError, BrokenPipeError):
     """Nothing was or can be written: stdin was closed, or the process no longer reads it."""
 
     code = "process.stdin_closed"
+    _errno = errno_names.EPIPE
 
 
 class WaitTimeout(AgentOSError, TimeoutError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import os
 import pickle
 import re
 import time
@@ -23,9 +24,13 @@ from agentos.errors import (
     InvalidRequest,
     LimitExceeded,
     NoSpace,
+    PortUnreachable,
     ProcessNotFound,
     ShellNotFound,
+    SpawnFailed,
+    StdinClosed,
     UnknownError,
+    WaitTimeout,
     error_from_code,
     file_error,
 )
@@ -142,6 +147,18 @@ def test_a_file_error_is_what_people_catch(
     assert type(error) is kind
     assert isinstance(error, builtin)
     assert (str(error), error.details) == ("said: /x", {"path": "/x", "errno": number})
+    for one in (error, pickle.loads(pickle.dumps(error))):
+        assert (one.errno, one.strerror, one.filename) == (number, os.strerror(number), "/x")
+
+
+def test_other_errors_of_the_system_have_its_numbers_too() -> None:
+    """Where there is one; what a hostile server says is one is not."""
+    assert SpawnFailed("no", command="x", errno=errno.ENOENT, step="exec").errno == errno.ENOENT
+    assert PortUnreachable("no", port=1, errno=errno.ECONNREFUSED).errno == errno.ECONNREFUSED
+    assert StdinClosed("no", pid=1).errno == errno.EPIPE
+    assert WaitTimeout("no", pid=1).errno is None
+    for odd in (2**80, -1, "2", None, [2]):
+        assert error_from_code("file.failed", "no", {"errno": odd, "path": 7}).details["errno"] == odd
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def as_key(key: str | Sequence[str] | None) -> Key:
         return ()
     if isinstance(key, str):
         return (key,)
-    if not all(isinstance(one, str) for one in key):
+    if not isinstance(key, Sequence) or not all(isinstance(one, str) for one in key):
         raise InvalidRequest.argument("key", key, "text, or a sequence of text")
     return tuple(key)
 

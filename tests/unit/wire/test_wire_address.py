@@ -71,6 +71,8 @@ def test_as_key() -> None:
     assert keys.as_key(["a", "b"]) == ("a", "b")
     with pytest.raises(InvalidRequest):
         keys.as_key(["a", 1])  # type: ignore[list-item]
+    with pytest.raises(InvalidRequest):
+        keys.as_key(5)  # type: ignore[arg-type]
 
 
 GET = "rvt-namespace=default&rvt-method=get"
