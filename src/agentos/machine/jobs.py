@@ -217,4 +217,6 @@ def spawn_failed(error: SpawnFailed, program: Program) -> SpawnFailed:
         if step in ("exec", "chdir")
         else f"{step}: {error.message}"
     )
+    if step == "exec" and len(program.argv) == 1 and " " in program.argv[0].strip():
+        message += " (arguments are given apart from the program; only exec takes a line for a shell)"
     return SpawnFailed(message, command=program.argv[0], **error.details)

@@ -158,6 +158,9 @@ def test_a_command_that_is_not_found(on: Any) -> None:
             await vm.exec_file("no-such-program", [])
         assert error.details["errno"] == 2
         with fails("process.spawn_failed") as error:
+            await vm.spawn("ls -la")
+        assert "arguments are given apart" in error.message
+        with fails("process.spawn_failed") as error:
             await vm.exec_file("/etc/passwd", [])
         assert error.details["errno"] == 13
         with fails("process.spawn_failed"):
