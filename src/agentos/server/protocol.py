@@ -258,6 +258,9 @@ class Sockets(WebSocketsSansIOProtocol):
         self._held = b""
         self._count(0)
         super().connection_lost(exc)
+        # The parser and the connection hold one another: what has come of a message would stay until that is noticed.
+        self.frames = []
+        self.conn.receive_eof()
 
     def data_received(self, data: bytes) -> None:
         if not self._held and len(data) <= _FRAMES_PIECE:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from websockets.sync.client import connect
 
-from agentos.wire.encodings import BARE, Frame
+from agentos.wire.encodings import BARE, CBOR_BYTES, Frame
 from agentos.wire.messages import ActionRequest, ActionResponse, SubscriptionRequest
 from agentos.wire.terms import Terms, subprotocols_of_terms
 
@@ -338,6 +338,25 @@ def test_a_thousand_that_begin(flooded: Any) -> None:
                 raw.sendall(head + b"x-half: " + b"x" * 4000)
 
 
+def test_what_was_said_is_not_kept(flooded: Any) -> None:
+    """A connection that says nothing more holds nothing of what it said last, however big that was."""
+    frame = CBOR_BYTES.encode_frame(ActionRequest(1, "writeFile", ("big", bytes(40 * MIB))))
+    protocols: Any = subprotocols_of_terms(Terms(CBOR_BYTES))
+    before = memory(flooded)
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            connection = stack.enter_context(
+                connect(
+                    flooded.socket_url("flooded"), subprotocols=protocols, proxy=None, compression=None,
+                    ping_interval=None,
+                )
+            )  # fmt: skip
+            connection.recv(timeout=10)
+            connection.send(frame)
+            assert CBOR_BYTES.decode_to_client(connection.recv(timeout=20)) == ActionResponse(1, None)
+        assert memory(flooded) - before < 4 * 40 * MIB
+
+
 ARRIVING = 32 * MIB
 
 
@@ -385,5 +404,8 @@ def test_big_ones_that_begin(narrow: Any, kind: str) -> None:
                 told += 1
         assert told >= 40
         assert memory(narrow) - before < 4 * ARRIVING
+    wait_until(
+        lambda: memory(narrow) - before < ARRIVING * 3 // 4
+    )  # and nothing is kept of those that have gone
     wait_until(lambda: narrow.post("flooded", "writeFile", "big", "x" * (8 * MIB)).status_code == 200)
     assert narrow.call("flooded", "stat", "big")["size"] == 8 * MIB
