@@ -138,6 +138,10 @@ class Worker:
             self.tally.lost[name] += 1
             return None
 
+    def _ended(self, status: ExitStatus) -> None:
+        """By itself, and well."""
+        self._same("end", (status.exit_code, status.signal, status.reason), (0, None, "exited"))
+
     def _same(self, what: str, got: object, wanted: object) -> None:
         if got != wanted:
             raise Wrong(f"{what}: got {str(got)[:80]!r}, wanted {str(wanted)[:80]!r}")
@@ -167,7 +171,7 @@ class Worker:
         process = await self._agent.spawn("seq", ["-f", f"{nonce} %g", str(1), str(lines)])
         got = await self._follow(process.output())
         self._same("output", got, _lines(nonce, lines))
-        self._same("end", await process.wait_status(), ExitStatus(0, None, "exited"))
+        self._ended(await process.wait_status())
 
     async def bulk(self) -> None:
         """More than a log holds, of a process that waits for its reader."""
@@ -232,7 +236,7 @@ class Worker:
         self.tally.bytes += len(got)
         if not _composed(got, sent):
             raise Wrong(f"stdin: {len(got)} bytes came back for {[(len(one), sure) for one, sure in sent]}")
-        self._same("end", await process.wait_status(), ExitStatus(0, None, "exited"))
+        self._ended(await process.wait_status())
 
     async def files(self) -> None:
         """Write, read, look, delete."""
