@@ -61,19 +61,22 @@ class Execution:
         self._options = options
         self._oom_kills = oom_kills
         self._keep = keep
+        self._began = time.monotonic()
 
     async def run(self, reserve: bool) -> ExecResult:
-        """Run to the end, started by the reserve or not."""
-        began, options, loop = time.monotonic(), self._options, self._link.loop
+        """Run to the end, started by the reserve or not. Once more where nothing was started: in the time that is left."""
+        began, options, loop = self._began, self._options, self._link.loop
         launch = self._launch = self._start(reserve)
+        self._stopped = None
         captures = self._captures
         try:
             ooms = self._oom_kills()
             # Most commands have ended before, with all that they wrote still in the pipes: one wakeup instead of five.
             launch.on_started = self._listen
             if options.timed:
+                wall = options.timeout and max(0.0, options.timeout - (time.monotonic() - began))
                 self._deadlines = Deadlines(
-                    loop, self._stop, wall=options.timeout, idle=options.idle_timeout,
+                    loop, self._stop, wall=wall, idle=options.idle_timeout,
                     cpu=options.cpu_timeout, cpu_used=self._cpu_used,
                 )  # fmt: skip
             if self._writer is not None:

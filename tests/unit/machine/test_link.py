@@ -9,9 +9,15 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
+import pytest
+
+from agentos.errors import SpawnFailed
 from agentos.machine.channel import BlockingChannel
+from agentos.machine.execution import ExecOptions, Execution
+from agentos.machine.jobs import Program
 from agentos.machine.jobwire import JOURNAL_ENTRY, REPORT, unpack_job
 from agentos.machine.link import Link
+from agentos.machine.pipes import Reader
 
 UID = 1000
 MARK, PID = 4026532000, 77
@@ -125,6 +131,38 @@ def test_a_mark_of_what_ended_before_it_was_killed_is_of_no_more_use() -> None:
             far.told(far.spawner)
         link.launch(job())
         assert far.told(far.spawner)["forget"] == [launch.number]
+
+    on_a_loop(body)
+
+
+def test_a_time_limit_holds_for_the_program_that_is_tried_again() -> None:
+    """It passed while a spawner was lost before it had begun anything: what is started then is killed at once."""
+
+    async def body(link: Link, far: Far) -> None:
+        program = Program(["sleep", "1000"], "/", {}, "agentos")
+        options = ExecOptions(None, True, 0.01, None, None, 100, 100, "utf8", "drain")
+        execution = Execution(link, program, options, lambda: 0, Reader.close)
+        first = asyncio.ensure_future(execution.run(False))
+        await asyncio.sleep(0.02)
+        far.spawner.close()
+        with pytest.raises(SpawnFailed):
+            await first
+        second = asyncio.ensure_future(execution.run(False))
+        await _turns()
+        _, (sock, journal) = far.init.receive()
+        os.close(journal)
+        with socket.socket(fileno=sock) as mine:
+            mine.setblocking(False)
+            spawner = BlockingChannel(mine, unpack_job)
+            number = far.told(spawner)["job"]
+            assert await _once(far, spawner) == {"tell": number}
+            spawner.send({"started": number, "pid": PID, "mark": MARK})
+            asked = await _once(far, far.init)
+            assert (asked["op"], asked["mark"]) == ("kill", MARK)
+            far.init.send({"id": asked["id"]})
+            spawner.send_packed(REPORT.pack(number, 9, 1, 1, False, 0))
+            far.init.send({"id": (await _once(far, far.init))["id"]})  # nothing is left, as a second look shows
+            assert (await second).reason == "timeout"
 
     on_a_loop(body)
 
