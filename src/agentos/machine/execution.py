@@ -64,7 +64,7 @@ class Execution:
         self._began = time.monotonic()
 
     async def run(self, reserve: bool) -> ExecResult:
-        """Run to the end, started by the reserve or not. Once more where nothing was started: in the time that is left."""
+        """Run to the end, started by the reserve or not. Again where nothing was started: in the time that is left."""
         began, options, loop = self._began, self._options, self._link.loop
         launch = self._launch = self._start(reserve)
         self._stopped = None

@@ -187,14 +187,24 @@ class Init:
         return {"processes": table, "more": False}
 
     def members(self, message: Message, fds: list[int]) -> Message:
-        """The living members of a lineage, named."""
+        """The living members of a lineage, named; of servant `left_by`, which is going, only what it has started.
+
+        Its mark may be another lineage's by now: it was free when the servant went, until the next one took it.
+        """
+        left_by = message.get("left_by")
         named: list[list[Any]] = []
         for pid in self.living(int(message["mark"])):
             entry = proc.read_process(pid)
-            if entry is not None and len(named) < _MEMBERS_NAMED:
+            if entry is None or not (left_by is None or self.is_left(entry["ppid"], left_by)):
+                continue
+            if len(named) < _MEMBERS_NAMED:
                 args = entry["args"]
                 named.append([pid, " ".join(args) if args else entry["comm"]])  # type: ignore[arg-type]
         return {"members": named}
+
+    def is_left(self, parent: Any, number: int) -> bool:
+        """Whether who has this parent is a child of the servant `number`, or was until that went."""
+        return parent == 1 or self.servants.get(parent) == number
 
     def await_end(self, message: Message, fds: list[int]) -> Message | None:
         """Answer when the lineage has died out, where its processes are init's to reap."""

@@ -193,7 +193,7 @@ class Link:
         if self._port.closed:
             launch.abandon(self.stopped_error())
             return
-        answer = self._ask("members", {"mark": launch.attempted})
+        answer = self._ask("members", {"mark": launch.attempted, "left_by": launch.launcher.number})
         answer.add_done_callback(lambda done: self._traced(launch, done))
 
     def _traced(self, launch: Launch, done: asyncio.Future[Message]) -> None:

@@ -87,7 +87,7 @@ def test_the_spawner_of_a_terminal_is_lost_as_it_starts_the_program() -> None:
         far.note(far.told(far.spawner)["job"])
         far.spawner.close()
         asked = await _once(far, far.init)
-        assert (asked["op"], asked["mark"]) == ("members", MARK)
+        assert (asked["op"], asked["mark"], asked["left_by"]) == ("members", MARK, 1)
         far.init.send({"id": asked["id"], "members": [[PID, "cat"]]})
         await asyncio.shield(launch.settling())
         assert (launch.pid, launch.mark, launch.master_fd, launch.error) == (PID, MARK, -1, None)
@@ -161,7 +161,9 @@ def test_a_time_limit_holds_for_the_program_that_is_tried_again() -> None:
             assert (asked["op"], asked["mark"]) == ("kill", MARK)
             far.init.send({"id": asked["id"]})
             spawner.send_packed(REPORT.pack(number, 9, 1, 1, False, 0))
-            far.init.send({"id": (await _once(far, far.init))["id"]})  # nothing is left, as a second look shows
+            far.init.send(
+                {"id": (await _once(far, far.init))["id"]}
+            )  # nothing is left, as a second look shows
             assert (await second).reason == "timeout"
 
     on_a_loop(body)
