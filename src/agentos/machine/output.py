@@ -133,14 +133,11 @@ class OutputLog:
 
     def room(self) -> int:
         """How much may be appended now: a part of the bound. If nothing, `on_room` is called when there is again."""
-        piece = max(1, self.max_bytes // _PIECES)
-        if not self.lossless:
-            return piece
         free = self._free()
         self._held = free <= 0
         if self._held and self.retention is not None and self.unread_bytes < self.max_bytes:
             self.retention.hold(self)
-        return max(0, min(free, piece))
+        return max(0, min(free, max(1, self.max_bytes // _PIECES)))
 
     def has_room(self) -> bool:
         """Whether anything may be appended now; as `room`."""

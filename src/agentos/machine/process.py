@@ -198,9 +198,12 @@ class Process:
             for fd in (in_write, out_read, err_read):
                 os.close(fd)
             raise
+        # Who is lossless writes no faster than it is read. Another may write for nobody, and is read in small pieces:
+        # whoever else is served would wait for large ones.
+        room = self.log.room if lossless else None
         self._readers = [
-            Reader(loop, out_read, self._stdout, _nothing, room=self.log.room),
-            Reader(loop, err_read, self._stderr, _nothing, room=self.log.room),
+            Reader(loop, out_read, self._stdout, _nothing, room=room),
+            Reader(loop, err_read, self._stderr, _nothing, room=room),
         ]
         self.log.on_room = self._resume
         self._writer = Writer(loop, in_write, limits.stdin_bytes)
