@@ -166,6 +166,7 @@ _TERMINAL = (
     Param("user", kinds.TEXT),
     Param("cols", kinds.CELLS),
     Param("rows", kinds.CELLS),
+    _ONCE,
 )
 _SIZE = (_need("cols", kinds.CELLS), _need("rows", kinds.CELLS))
 _MOST = (Param("max_entries", kinds.POSITIVE),)

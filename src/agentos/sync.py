@@ -605,10 +605,26 @@ class VM(Twin[AsyncVM]):
         user: str | None = None,
         cols: int = 80,
         rows: int = 24,
+        idempotency_key: str | None = None,
     ) -> Shell:
-        """Open a terminal of `cols` x `rows` and run `command` in it: an interactive bash unless said otherwise."""
+        """Open a terminal of `cols` x `rows` and run `command` in it: an interactive bash unless said otherwise.
+
+        A second call with the same `idempotency_key` opens nothing and returns the first call's shell; it is an
+        InvalidRequest where it asks for anything else than the first.
+        """
         return Shell(
-            run(self._async.open_shell(command, args, env=env, cwd=cwd, user=user, cols=cols, rows=rows))
+            run(
+                self._async.open_shell(
+                    command,
+                    args,
+                    env=env,
+                    cwd=cwd,
+                    user=user,
+                    cols=cols,
+                    rows=rows,
+                    idempotency_key=idempotency_key,
+                )
+            )
         )
 
     def shell(self, shell_id: str) -> Shell:

@@ -494,10 +494,27 @@ class Agent(Twin[AsyncAgent]):
         user: str | None = None,
         cols: int = 80,
         rows: int = 24,
+        idempotency_key: str | None = None,
     ) -> RemoteShell:
-        """Open a terminal of `cols` x `rows` and run `command` in it: an interactive bash unless said otherwise."""
+        """Open a terminal of `cols` x `rows` and run `command` in it: an interactive bash unless said otherwise.
+
+        A second call with the same `idempotency_key` opens nothing and returns the first call's shell; it is an
+        InvalidRequest where it asks for anything else than the first. Asked again when the connection breaks, with a
+        key of its own where none is given, so that it is opened once.
+        """
         return RemoteShell(
-            run(self._async.open_shell(command, args, env=env, cwd=cwd, user=user, cols=cols, rows=rows))
+            run(
+                self._async.open_shell(
+                    command,
+                    args,
+                    env=env,
+                    cwd=cwd,
+                    user=user,
+                    cols=cols,
+                    rows=rows,
+                    idempotency_key=idempotency_key,
+                )
+            )
         )
 
     def write_shell(self, shell_id: str, data: str | bytes, *, idempotency_key: str | None = None) -> None:
@@ -780,10 +797,27 @@ class Connection(Twin[AsyncConnection]):
         user: str | None = None,
         cols: int = 80,
         rows: int = 24,
+        idempotency_key: str | None = None,
     ) -> RemoteShell:
-        """Open a terminal of `cols` x `rows` and run `command` in it: an interactive bash unless said otherwise."""
+        """Open a terminal of `cols` x `rows` and run `command` in it: an interactive bash unless said otherwise.
+
+        A second call with the same `idempotency_key` opens nothing and returns the first call's shell; it is an
+        InvalidRequest where it asks for anything else than the first. Asked again when the connection breaks, with a
+        key of its own where none is given, so that it is opened once.
+        """
         return RemoteShell(
-            run(self._async.open_shell(command, args, env=env, cwd=cwd, user=user, cols=cols, rows=rows))
+            run(
+                self._async.open_shell(
+                    command,
+                    args,
+                    env=env,
+                    cwd=cwd,
+                    user=user,
+                    cols=cols,
+                    rows=rows,
+                    idempotency_key=idempotency_key,
+                )
+            )
         )
 
     def write_shell(self, shell_id: str, data: str | bytes, *, idempotency_key: str | None = None) -> None:

@@ -221,10 +221,24 @@ class Verbs:
         user: str | None = None,
         cols: int = 80,
         rows: int = 24,
+        idempotency_key: str | None = None,
     ) -> RemoteShell:
-        """Open a terminal of `cols` x `rows` and run `command` in it: an interactive bash unless said otherwise."""
+        """Open a terminal of `cols` x `rows` and run `command` in it: an interactive bash unless said otherwise.
+
+        A second call with the same `idempotency_key` opens nothing and returns the first call's shell; it is an
+        InvalidRequest where it asks for anything else than the first. Asked again when the connection breaks, with a
+        key of its own where none is given, so that it is opened once.
+        """
         shell_id, boot_id = await self._ask(
-            "open_shell", command=command, args=args, env=env, cwd=cwd, user=user, cols=cols, rows=rows
+            "open_shell",
+            command=command,
+            args=args,
+            env=env,
+            cwd=cwd,
+            user=user,
+            cols=cols,
+            rows=rows,
+            idempotency_key=key_or_new(idempotency_key),
         )
         return RemoteShell(self._existing(), shell_id, boot_id)
 

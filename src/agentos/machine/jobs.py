@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import signal as signals
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from agentos.errors import InvalidRequest, LimitExceeded, SpawnFailed
@@ -32,6 +32,10 @@ class Program(NamedTuple):
     """Where the program is, when that need not be looked up."""
     as_bash: bool = False
     """Whether it is started in bash's place, and so finds in its environment what bash would have added."""
+
+    def asked(self) -> Hashable:
+        """What two requests for the same have in common."""
+        return tuple(self.argv), self.cwd, frozenset(self.env.items()), self.user
 
     def job(self, **stdio: Any) -> dict[str, Any]:
         """The spawner's job; `stdio` is its stdin or pty entry."""

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from agentos.errors import LimitExceeded, ShellNotFound
+from agentos.machine.once import StartedOnce
 from agentos.machine.shell import Shell
 from agentos.model import Limits, ShellInfo
 
@@ -18,6 +19,7 @@ class Shells:
         self._limits = limits
         self._shells: dict[str, Shell] = {}
         self._ended: deque[str] = deque()
+        self.once: StartedOnce[Shell] = StartedOnce()
         self._opening = 0
         self._count = 0
 

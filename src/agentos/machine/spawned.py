@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Hashable
+from collections import deque
 
 from agentos.errors import ProcessNotFound
-from agentos.machine.once import check_same
+from agentos.machine.once import StartedOnce
 from agentos.machine.process import Process
 from agentos.machine.retention import Retention
 from agentos.model import Limits, SpawnedProcess
-
-_REMEMBERED_KEYS = 1024
-"""Idempotency keys remembered for one VM, oldest forgotten first."""
 
 
 class Spawned:
@@ -25,8 +20,7 @@ class Spawned:
         self.retention = Retention(limits.exited_log_bytes, limits.lossless_bytes)
         self._processes: dict[int, Process] = {}
         self._exited: deque[Process] = deque()
-        self._keys: OrderedDict[str, tuple[int, asyncio.Future[Process]]] = OrderedDict()
-        """With the hash of what was asked for."""
+        self.once: StartedOnce[Process] = StartedOnce()
 
     def get(self, pid: int) -> Process:
         """The one of this pid. ProcessNotFound when there is none."""
@@ -64,24 +58,3 @@ class Spawned:
     def _forget(self, process: Process) -> None:
         del self._processes[process.pid]
         self.retention.forget(process.log)
-
-    async def once(self, key: str, asked: Hashable, spawn: Callable[[], Awaitable[Process]]) -> Process:
-        """What the first `spawn` with this key started. InvalidRequest where that was not `asked` for."""
-        before = self._keys.get(key)
-        if before is not None:
-            asked_before, spawning = before
-            check_same(key, asked_before, asked)
-        else:
-            # A task of its own: who asks again must not be cancelled with the first, whose connection broke.
-            spawning = asyncio.ensure_future(spawn())
-            spawning.add_done_callback(lambda done: self._forget_failed(key, done))
-            self._keys[key] = hash(asked), spawning
-            while len(self._keys) > _REMEMBERED_KEYS:
-                self._keys.popitem(last=False)
-        return await asyncio.shield(spawning)
-
-    def _forget_failed(self, key: str, done: asyncio.Future[Process]) -> None:
-        if done.cancelled() or done.exception() is not None:
-            known = self._keys.get(key)
-            if known is not None and known[1] is done:
-                del self._keys[key]

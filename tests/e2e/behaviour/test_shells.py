@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from surfaces import Surface, fails
@@ -51,6 +52,25 @@ def test_a_line_with_a_key_is_typed_once(on: Any) -> None:
         await vm.write_shell(shell.shell_id, "one\n", idempotency_key="one")
         with fails("shell.closed"):
             await vm.write_shell(shell.shell_id, "x", idempotency_key="three")
+
+    on(body)
+
+
+def test_a_key_opens_one_shell(on: Any) -> None:
+    """However often it is asked; asked for another shell, it is refused by its name, and nothing is opened."""
+
+    async def body(vm: Surface) -> None:
+        asked: dict[str, Any] = {"command": "cat", "cols": 100, "idempotency_key": "once"}
+        shells = await asyncio.gather(*(vm.open_shell(**asked) for _ in range(5)))
+        assert len({one.shell_id for one in shells}) == 1
+        for other in ({"command": "sh"}, {"cols": 101}, {"rows": 30}, {"cwd": "/tmp"}, {"env": {"A": "1"}}):
+            with fails("request.invalid", "^idempotency_?[kK]ey: .*not used for another request.*'once'"):
+                await vm.open_shell(**{**asked, **other})
+        await vm.write_shell(shells[0].shell_id, "\x04")
+        assert await vm.wait_shell(shells[0].shell_id) == 0
+        # One that has ended too: whoever asks again learns of its end.
+        assert (await vm.open_shell(**asked)).shell_id == shells[0].shell_id
+        assert len(await vm.list_shells()) == 1
 
     on(body)
 

@@ -409,7 +409,7 @@ def test_a_pid_of_another_boot_is_another_process(start: Callable[..., AbstractC
 
 
 def test_what_is_asked_again(url: str, breaking: Any) -> None:
-    """Reads; a spawn, which starts one process; input, which comes once. Never an exec: nobody knows if it ran."""
+    """Reads; a spawn or shell, which starts once; input, which comes once. Never an exec: nobody knows if it ran."""
 
     async def main() -> None:
         async with breaking.serving(), create_client(breaking.url) as client:
@@ -424,6 +424,12 @@ def test_what_is_asked_again(url: str, breaking: Any) -> None:
             with pytest.raises(ConnectionLost):
                 await agent.exec("echo x >> executed")
             assert await agent.files.read_file("executed") == b"x\n"
+            breaking.lose_answers = 2
+            shell = await agent.open_shell("sh", ["-c", "echo x >> opened; exec cat"])
+            assert [one.shell_id for one in await agent.list_shells()] == [shell.shell_id]
+            await shell.write("\x04")
+            assert await shell.wait() == 0
+            assert await agent.files.read_file("opened") == b"x\n"
             reader = await agent.spawn("cat")
             for word in ("one ", "two ", "three"):
                 breaking.lose_answers = 2

@@ -60,12 +60,8 @@ class BackgroundVerbs(VmParts):
         limit = check_seconds("timeout", timeout)
         check_flag("lossless", lossless)
         key = check_key(idempotency_key)
-        if key is None:
-            return await self._spawn(program, limit, lossless)
-        asked = (
-            tuple(program.argv), program.cwd, frozenset(program.env.items()), program.user, limit, lossless,
-        )  # fmt: skip
-        return await self._spawned.once(key, asked, lambda: self._spawn(program, limit, lossless))
+        asked = key and (program.asked(), limit, lossless)
+        return await self._spawned.once.start(key, asked, lambda: self._spawn(program, limit, lossless))
 
     async def _spawn(self, program: Program, timeout: float | None, lossless: bool) -> Process:
         self._check_running()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 
-from agentos.machine.jobs import check_key, check_program
+from agentos.machine.jobs import Program, check_key, check_program
 from agentos.machine.output import DEFAULT_PAGE_BYTES, check_page
 from agentos.machine.shell import Shell
 from agentos.machine.verbs.parts import VmParts
@@ -30,8 +30,13 @@ class ShellVerbs(VmParts):
         user: str | None = None,
         cols: int = 80,
         rows: int = 24,
+        idempotency_key: str | None = None,
     ) -> Shell:
-        """Open a terminal of `cols` x `rows` and run `command` in it: an interactive bash unless said otherwise."""
+        """Open a terminal of `cols` x `rows` and run `command` in it: an interactive bash unless said otherwise.
+
+        A second call with the same `idempotency_key` opens nothing and returns the first call's shell; it is an
+        InvalidRequest where it asks for anything else than the first.
+        """
         program = check_program(
             self.spec,
             os.path.basename(self._shell) if command is None else command,
@@ -41,7 +46,11 @@ class ShellVerbs(VmParts):
             user=user,
             terminal=True,
         )
-        size = TermSize(cols, rows)
+        size, key = TermSize(cols, rows), check_key(idempotency_key)
+        asked = key and (program.asked(), size)
+        return await self._shells.once.start(key, asked, lambda: self._open_shell(program, size))
+
+    async def _open_shell(self, program: Program, size: TermSize) -> Shell:
         self._check_running()
         limits = self.spec.limits
         with self._shells.opening() as shell_id:
