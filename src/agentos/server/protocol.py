@@ -322,6 +322,14 @@ class Sockets(WebSocketsSansIOProtocol):
         else:
             self.conn.data_to_send()
 
+    def handle_bytes(self, event: Any) -> None:
+        super().handle_bytes(event)
+        event.data = b""  # the parser keeps the frame until the next one has come
+
+    def handle_text(self, event: Any) -> None:
+        super().handle_text(event)
+        event.data = b""
+
     def handle_cont(self, event: Any) -> None:
         """Put what comes in parts together as it comes: a million parts of one byte weigh sixty times as much."""
         whole: Any = self.frames[0] if self.frames else b""
@@ -329,6 +337,7 @@ class Sockets(WebSocketsSansIOProtocol):
             whole = bytearray(whole)
             self.frames = [whole]
         whole += event.data
+        event.data = b""
         if event.fin:
             self.frames = [bytes(whole)]
             self.send_receive_event_to_app()
