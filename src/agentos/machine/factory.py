@@ -123,6 +123,7 @@ class Factory:
         try:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(directory, 0o700)
+            os.close(os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
             return self.disks.open(directory, spec.limits) if self.facts.mode == "root" else None
         except OSError as error:
             text = "; ".join([str(error), *getattr(error, "__notes__", [])])

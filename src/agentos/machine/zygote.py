@@ -28,6 +28,10 @@ from agentos.machine.forks import Forks
 from agentos.machine.zygote_vm import Vm, say_over
 
 
+class _StorageFailed(OSError):
+    """The directory of a VM's storage cannot be used."""
+
+
 class Zygote:
     """The loop of the zygote. It waits for the host, for the ends of children, and for the host's end."""
 
@@ -131,7 +135,8 @@ class Zygote:
             number = getattr(error, "errno", None) or 0
             notes = "; ".join([said, *getattr(error, "__notes__", [])])
             with contextlib.suppress(OSError):
-                channel.send({"ev": "boot_failed", "step": "create", "errno": number, "text": notes})
+                step = "storage" if isinstance(error, _StorageFailed) else "create"
+                channel.send({"ev": "boot_failed", "step": step, "errno": number, "text": notes})
             say_over(told)
         finally:
             channel.close()
@@ -223,18 +228,19 @@ class Zygote:
 
     def _storage(self, directory: str, disk: int | None) -> int:
         """A detached mount of what holds a VM's files: its disk, or the directory itself."""
-        mount_fd = mounts.clone(directory, 0, recursive=False) if disk is None else os.dup(disk)
-        path = f"/proc/self/fd/{mount_fd}"
+        mount_fd = -1
         try:
+            mount_fd = mounts.clone(directory, 0, recursive=False) if disk is None else os.dup(disk)
+            path = f"/proc/self/fd/{mount_fd}"
             # Nobody else of this host may come where a VM may leave a program with the setuid bit.
             os.chmod(path, 0o700)
             if self.owners[0]:
                 # Where ids are not translated, the user of this process is nobody to the VM: its root owns it.
                 os.chown(path, self.owners[0], self.owners[0])
         except OSError as error:
-            os.close(mount_fd)
-            error.add_note(f"storage {directory}")
-            raise
+            if mount_fd >= 0:
+                os.close(mount_fd)
+            raise _StorageFailed(error.errno, error.strerror, directory) from error
         return mount_fd
 
     def learn_pid(self, fd: int) -> None:
