@@ -438,8 +438,9 @@ def test_cp(cli: Cli, key: str, tmp_path: Path) -> None:
         assert cli("cp", f"{tmp_path / 'tree'}/.", f"{key}:within").returncode == 0
     assert cli("exec", key, "--", "find within").stdout.split() == [b"within", b"within/a", b"within/a/f"]
     # Errors name what the user has named.
-    assert cli("cp", str(tmp_path / "file"), f"{key}:/none/file").stderr == (
-        b"agentos: Permission denied: /none/file\n"
+    assert cli("exec", key, "--", "mkdir -m 555 closed").returncode == 0
+    assert cli("cp", str(tmp_path / "file"), f"{key}:closed/file").stderr == (
+        b"agentos: Permission denied: /home/agentos/closed/file\n"
     )
     assert cli("cp", f"{key}:typed", f"{tmp_path}/none/").stderr == (
         f"agentos: Not a directory: {tmp_path}/none/\n".encode()
