@@ -208,7 +208,15 @@ class OutputLog:
         if not data:
             return
         now = time.time()
-        last = self._blocks[-1] if len(self._blocks) > self._first else None
+        most = self.max_bytes - _BLOCK_COST
+        passed = len(data) - most if not self.lossless and most > 0 else 0
+        if passed > 0:
+            # More in one piece than is kept at all: of that only the newest, as of all that came before.
+            data = data[passed:]
+            self._offsets[stream] += passed
+            self.end += passed
+            self.start = self.end
+        last = self._blocks[-1] if len(self._blocks) > self._first and passed <= 0 else None
         offset = self._offsets[stream]
         if (
             last

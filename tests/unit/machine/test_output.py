@@ -183,6 +183,36 @@ def test_following_ends_with_the_output() -> None:
     run(scenario)
 
 
+def test_one_piece_beyond_the_bound_is_cut() -> None:
+    """Of it the newest bytes are kept, and what is missing is counted, whatever came before and after."""
+    log = OutputLog(8 * 1024)
+    whole = bytes(range(256)) * 100
+    log.append("stdout", b"before")
+    log.append("stderr", b"too")
+    log.append("stdout", whole)
+    assert log.retained_bytes <= log.max_bytes
+    page = log.read(0, 100_000)
+    (chunk,) = page.events
+    assert whole.endswith(chunk.data)
+    assert len(chunk.data) >= 7 * 1024
+    assert (page.skipped, page.cursor) == (len(b"beforetoo" + whole) - len(chunk.data), log.end)
+    assert chunk.skipped == page.skipped
+    assert chunk.offset + len(chunk.data) == len(b"before" + whole)
+    log.append("stdout", b"after")
+    page = log.read(page.cursor)
+    assert [(one.data, one.offset, one.skipped) for one in page.events] == [
+        (b"after", len(b"before" + whole), 0)
+    ]
+    first = OutputLog(8 * 1024)
+    first.append("stdout", whole)
+    page = first.read(0, 100_000)
+    assert len(page.events) == 1
+    assert page.skipped + len(page.events[0].data) == page.cursor == len(whole)
+    kept = OutputLog(8 * 1024, lossless=True)
+    kept.append("stdout", whole)
+    assert b"".join(one.data for one in kept.read(0, 100_000).events) == whole
+
+
 def test_what_is_dropped_is_let_go_of_at_once() -> None:
     """However large the pieces are: the bound is one of memory."""
     tracemalloc.start()
