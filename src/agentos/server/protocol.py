@@ -45,9 +45,9 @@ RELIED_ON: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
     ),
     (
         WebSocketsSansIOProtocol,
-        ("connection_lost", "data_received", "send_receive_event_to_app", "handle_ping", "handle_cont", "receive",
-         "send", "shutdown", "conn", "transport", "loop", "queue", "frames", "read_paused", "writable", "close_sent",
-         "disconnected", "handshake_complete"),
+        ("connection_lost", "data_received", "send_receive_event_to_app", "handle_ping", "handle_bytes", "handle_text",
+         "handle_cont", "receive", "send", "shutdown", "conn", "transport", "loop", "queue", "frames", "read_paused",
+         "writable", "close_sent", "disconnected", "handshake_complete"),
     ),
 )  # fmt: skip
 """What is replaced or used here of uvicorn's protocols, which have nothing public for it: methods and attributes."""
