@@ -186,7 +186,7 @@ class Application:
             raise MethodNotAllowed(f"{request.method}: this path knows GET only", method=request.method)
         if path == b"/metrics":
             if self.actors.closed:
-                raise ServerGoing("the server is about to end")
+                raise ServerGoing
             return self.metrics.text(), CONTENT_TYPE
         return as_json(pages[path]()), JSON_TYPE[1]
 

@@ -148,7 +148,7 @@ class Gateway:
 
     def _check_staying(self) -> None:
         if self.leaving:
-            raise ServerGoing("the server is about to end")
+            raise ServerGoing
 
     async def _other(self, asked: Any, send: Send, cors: Headers) -> None:
         if isinstance(asked, Health):

@@ -29,6 +29,9 @@ class ServerGoing(AgentOSError):
 
     code = "server.going_away"
 
+    def __init__(self, message: str = "the server is about to end", **details: Any) -> None:
+        super().__init__(message, **details)
+
 
 class MethodNotAllowed(AgentOSError):
     """The path is there, but not for this method."""

@@ -49,7 +49,7 @@ class Management:
     @property
     def _actors(self) -> Actors:
         if self._kept.closed:
-            raise ServerGoing("the server is about to end")
+            raise ServerGoing
         return self._kept
 
     async def _one(self, request: Request, actor_id: str) -> dict[str, Any]:
@@ -57,10 +57,8 @@ class Management:
             return {"actor": self._tree(self._actors.by_id(actor_id).record)}
         if request.method != "DELETE":
             raise MethodNotAllowed(f"{request.method}: an actor knows GET and DELETE", method=request.method)
-        if self._actors.closing:
-            raise ServerGoing(
-                "the server is about to end"
-            )  # it takes a while, and the record is removed at its end
+        if self._actors.closing:  # it takes a while, and the record is removed at its end
+            raise ServerGoing
         try:
             actor = self._actors.by_id(actor_id)
         except VmNotFound:

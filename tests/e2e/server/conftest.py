@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -62,6 +64,14 @@ class RunningServer:
         """A client of its own."""
         return httpx.Client(base_url=self.url, timeout=30)
 
+    @contextlib.contextmanager
+    def with_own_client(self) -> Iterator[RunningServer]:
+        """Itself, with an `http` that nobody used before."""
+        self.http.close()
+        self.http = self.client()
+        yield self
+        self.http.close()
+
     def path(self, key: str, rest: str, method: str = "getOrCreate", name: str = "vm") -> str:
         """The path and query of what `rest` asks of the VM of this key."""
         return f"/gateway/{name}/{rest}?rvt-namespace=default&rvt-method={method}&rvt-key={key}"
@@ -79,6 +89,22 @@ class RunningServer:
     def socket_url(self, key: str) -> str:
         """Where to connect."""
         return f"ws://127.0.0.1:{self.port}{self.path(key, 'connect')}"
+
+    def upgraded(self, key: str, seconds: float) -> socket.socket:
+        """A raw socket on which the handshake is done and Init has come. It waits so long for what it reads."""
+        raw = socket.create_connection(("127.0.0.1", self.port))
+        raw.settimeout(seconds)
+        lines = [
+            f"GET {self.path(key, 'connect')} HTTP/1.1", "host: localhost", "upgrade: websocket",
+            "connection: upgrade", "sec-websocket-version: 13", "sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==",
+            "sec-websocket-protocol: rivet, rivet_encoding.bare", "", "",
+        ]  # fmt: skip
+        raw.sendall("\r\n".join(lines).encode())
+        got = b""
+        while b"\r\n\r\n" not in got or len(got.partition(b"\r\n\r\n")[2]) < 2:
+            got += raw.recv(4096)
+        assert b" 101 " in got.split(b"\r\n")[0]
+        return raw
 
     def kill(self) -> None:
         """As a power cut, for this process."""
@@ -120,10 +146,8 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningS
 @pytest.fixture
 def server(shared_server: RunningServer) -> Iterator[RunningServer]:
     """The same, with a client of the test's own."""
-    shared_server.http.close()
-    shared_server.http = shared_server.client()
-    yield shared_server
-    shared_server.http.close()
+    with shared_server.with_own_client() as running:
+        yield running
 
 
 @pytest.fixture

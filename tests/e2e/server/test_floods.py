@@ -53,23 +53,6 @@ def action(number: int, name: str, *args: Any) -> bytes:
     return masked(BARE.encode_frame(ActionRequest(number, name, args)))
 
 
-def upgraded(server: Any, key: str = "flooded") -> socket.socket:
-    """A raw socket on which the handshake is done and Init has come."""
-    raw = socket.create_connection(("127.0.0.1", server.port))
-    raw.settimeout(20)
-    lines = [
-        f"GET {server.path(key, 'connect')} HTTP/1.1", "host: localhost", "upgrade: websocket",
-        "connection: upgrade", "sec-websocket-version: 13", "sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==",
-        "sec-websocket-protocol: rivet, rivet_encoding.bare", "", "",
-    ]  # fmt: skip
-    raw.sendall("\r\n".join(lines).encode())
-    got = b""
-    while b"\r\n\r\n" not in got or len(got.partition(b"\r\n\r\n")[2]) < 2:
-        got += raw.recv(4096)
-    assert b" 101 " in got.split(b"\r\n")[0]
-    return raw
-
-
 def pour(raw: socket.socket, data: bytes) -> None:
     """Send as much of `data`, again and again, as is taken within some seconds."""
     end = time.monotonic() + SECONDS
@@ -151,10 +134,8 @@ def unharmed(server: Any, growth: int = GROWTH) -> Iterator[None]:
 @pytest.fixture
 def flooded(flooded_server: Any) -> Iterator[Any]:
     """The same, with a client of the test's own."""
-    flooded_server.http.close()
-    flooded_server.http = flooded_server.client()
-    yield flooded_server
-    flooded_server.http.close()
+    with flooded_server.with_own_client() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +215,7 @@ def slow_to_decode() -> bytes:
 def test_frames_without_reading(flooded: Any, flood: Callable[[], bytes]) -> None:
     """What one connection is sent and does not take is bounded, in bytes and in frames; also when it ends."""
     data = flood()
-    with unharmed(flooded), contextlib.closing(upgraded(flooded)) as raw:
+    with unharmed(flooded), contextlib.closing(flooded.upgraded("flooded", 20)) as raw:
         pour(raw, data)
 
 
@@ -311,7 +292,7 @@ def test_all_events_and_none_read(flooded: Any) -> None:
     """A hundred connections get all that a noisy process writes, and take nothing of it: a page waits for each."""
     with contextlib.ExitStack() as stack, unharmed(flooded, 100 * MIB):
         for _ in range(100):
-            raw = stack.enter_context(contextlib.closing(upgraded(flooded)))
+            raw = stack.enter_context(contextlib.closing(flooded.upgraded("flooded", 20)))
             raw.sendall(
                 b"".join(masked(BARE.encode_frame(SubscriptionRequest(name, True))) for name in EVENTS)
             )
@@ -328,7 +309,8 @@ def test_a_thousand_that_begin(flooded: Any) -> None:
     with contextlib.ExitStack() as stack, unharmed(flooded):
         for number in range(999):
             raw = stack.enter_context(contextlib.closing(
-                upgraded(flooded) if number % 3 == 0 else socket.create_connection(("127.0.0.1", flooded.port))
+                flooded.upgraded("flooded", 20) if number % 3 == 0
+                else socket.create_connection(("127.0.0.1", flooded.port))
             ))  # fmt: skip
             if number % 3 == 0:
                 raw.sendall(b"\x82\xff" + struct.pack("!Q", 60 * MIB) + MASK + b"x" * 4000)
@@ -386,7 +368,7 @@ def test_big_ones_that_begin(narrow: Any, kind: str) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(64):
             if kind == "frames":
-                raw = stack.enter_context(contextlib.closing(upgraded(narrow)))
+                raw = stack.enter_context(contextlib.closing(narrow.upgraded("flooded", 20)))
                 begun = b"\x82\xff" + struct.pack("!Q", 60 * MIB) + MASK + half
             else:
                 raw = stack.enter_context(socket.create_connection(("127.0.0.1", narrow.port)))

@@ -450,23 +450,6 @@ def test_what_is_big_and_right(server: Any, name: str) -> None:
         assert (len(written), runs) == (10 + 10 * 300_000, "01234567890123456789")
 
 
-def upgraded(server: Any) -> socket.socket:
-    """A raw socket on which the handshake is done and Init has come."""
-    raw = socket.create_connection(("127.0.0.1", server.port))
-    raw.settimeout(10)
-    lines = [
-        f"GET {server.path('hostile', 'connect')} HTTP/1.1", "host: localhost", "upgrade: websocket",
-        "connection: upgrade", "sec-websocket-version: 13", "sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==",
-        "sec-websocket-protocol: rivet, rivet_encoding.bare", "", "",
-    ]  # fmt: skip
-    raw.sendall("\r\n".join(lines).encode())
-    got = b""
-    while b"\r\n\r\n" not in got or len(got.partition(b"\r\n\r\n")[2]) < 2:
-        got += raw.recv(4096)
-    assert b" 101 " in got.split(b"\r\n")[0]
-    return raw
-
-
 def read_to_end(raw: socket.socket) -> bytes:
     """All that comes until the other side closes."""
     got = b""
@@ -498,7 +481,7 @@ MASK = b"\x00\x00\x00\x00"
 )
 def test_broken_frames(server: Any, data: bytes, code: int | None) -> None:
     """What the WebSocket protocol itself does not allow is closed with its code."""
-    with undisturbed(server), contextlib.closing(upgraded(server)) as raw:
+    with undisturbed(server), contextlib.closing(server.upgraded("hostile", 10)) as raw:
         raw.sendall(data)
         answer = read_to_end(raw)
         at = answer.find(b"\x88")
@@ -510,7 +493,7 @@ def test_a_message_in_parts_without_end(server: Any) -> None:
     """Its parts together are held to the limit, as one frame would be."""
     part = b"\x02\xff" + struct.pack("!Q", MIB) + MASK + bytes(MIB)
     more = b"\x00" + part[1:]
-    with undisturbed(server), contextlib.closing(upgraded(server)) as raw:
+    with undisturbed(server), contextlib.closing(server.upgraded("hostile", 10)) as raw:
         with contextlib.suppress(ConnectionError):
             raw.sendall(part)
             for _ in range(200):
